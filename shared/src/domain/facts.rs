@@ -1,0 +1,171 @@
+//! Stripe's present state of one customer, in our own small types.
+//!
+//! Only what a decision needs is here; the adapter reads it from Stripe in one API version, whatever version events come in.
+
+use serde::{Deserialize, Serialize};
+
+use super::{
+    id::{CustomerId, InvoiceId, SubscriptionId, UserId},
+    period::Cycle,
+    time::EpochSecs,
+};
+
+/// Everything `sync` decides from, fetched after the account's version was read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CustomerFacts {
+    /// Whom it is about.
+    pub customer: CustomerId,
+    /// The customer was deleted; Stripe then shows no more of it.
+    pub deleted: bool,
+    /// The user that the customer's own metadata names.
+    pub user_id: Option<UserId>,
+    /// The moment its test clock shows, if it is on one.
+    pub test_clock: Option<EpochSecs>,
+    /// All subscriptions, whatever their status.
+    pub subscriptions: Vec<SubscriptionFacts>,
+    /// The invoices that are open, that is finalised and not yet paid, voided or written off.
+    pub open_invoices: Vec<InvoiceFacts>,
+    /// The users that completed checkout sessions name as `client_reference_id`, newest first.
+    pub checkout_users: Vec<UserId>,
+}
+
+/// A subscription as Stripe has it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SubscriptionFacts {
+    /// Its id.
+    pub id: SubscriptionId,
+    /// Stripe's status.
+    pub status: Status,
+    /// When it was made.
+    pub created: EpochSecs,
+    /// The user that its metadata names.
+    pub user_id: Option<UserId>,
+    /// What is subscribed to.
+    pub items: Vec<ItemFacts>,
+    /// Where its billing periods are counted from.
+    pub billing_cycle_anchor: EpochSecs,
+    /// When the trial ends or ended.
+    pub trial_end: Option<EpochSecs>,
+    /// When it is going to be cancelled; also filled in for `cancel_at_period_end`.
+    pub cancel_at: Option<EpochSecs>,
+    /// When it ended.
+    pub ended_at: Option<EpochSecs>,
+    /// The newest invoice.
+    pub latest_invoice: Option<InvoiceId>,
+    /// Whether `billing_mode` is `flexible`: only then is usage before a price switch billed.
+    pub flexible: bool,
+}
+
+/// One price of a subscription.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ItemFacts {
+    /// The price's `lookup_key`, by which the price list knows it.
+    pub lookup_key: Option<String>,
+    /// Whether its usage is metered.
+    pub metered: bool,
+    /// The period it is in: first second, and first second after it.
+    pub period: (EpochSecs, EpochSecs),
+    /// How periods follow each other.
+    pub cycle: Cycle,
+}
+
+/// An open invoice.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct InvoiceFacts {
+    /// Its id.
+    pub id: InvoiceId,
+    /// The subscription it is for.
+    pub subscription: Option<SubscriptionId>,
+    /// When it was made.
+    pub created: EpochSecs,
+    /// Whether a payment was attempted.
+    pub attempted: bool,
+}
+
+/// A subscription's status. The set is open: what is newer than we know keeps its text.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "String", into = "String")]
+pub enum Status {
+    /// The first payment is still due.
+    Incomplete,
+    /// The first payment did not come within 23 hours.
+    IncompleteExpired,
+    /// On trial.
+    Trialing,
+    /// Paid.
+    Active,
+    /// A payment failed and is being retried.
+    PastDue,
+    /// Retries are exhausted, and the account is set to leave it so.
+    Unpaid,
+    /// Ended.
+    Canceled,
+    /// Paused.
+    Paused,
+    /// Anything newer than we know.
+    Other(String),
+}
+
+impl From<String> for Status {
+    fn from(text: String) -> Self {
+        match text.as_str() {
+            "incomplete" => Self::Incomplete,
+            "incomplete_expired" => Self::IncompleteExpired,
+            "trialing" => Self::Trialing,
+            "active" => Self::Active,
+            "past_due" => Self::PastDue,
+            "unpaid" => Self::Unpaid,
+            "canceled" => Self::Canceled,
+            "paused" => Self::Paused,
+            _ => Self::Other(text),
+        }
+    }
+}
+
+impl From<Status> for String {
+    fn from(status: Status) -> Self {
+        status.as_str().to_owned()
+    }
+}
+
+impl Status {
+    /// Stripe's word for it.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        match self {
+            Self::Incomplete => "incomplete",
+            Self::IncompleteExpired => "incomplete_expired",
+            Self::Trialing => "trialing",
+            Self::Active => "active",
+            Self::PastDue => "past_due",
+            Self::Unpaid => "unpaid",
+            Self::Canceled => "canceled",
+            Self::Paused => "paused",
+            Self::Other(text) => text,
+        }
+    }
+
+    /// Whether the subscription binds its user to its customer: it was paid for or tried out, and it has not ended.
+    #[must_use]
+    pub fn is_live(&self) -> bool {
+        match self {
+            Self::Trialing | Self::Active | Self::PastDue | Self::Unpaid | Self::Paused | Self::Other(_) => true,
+            Self::Incomplete | Self::IncompleteExpired | Self::Canceled => false,
+        }
+    }
+
+    /// Which of a customer's subscriptions counts: the lowest rank, and among equals the newest.
+    pub(super) fn rank(&self) -> u8 {
+        match self {
+            Self::Active => 0,
+            Self::Trialing => 1,
+            Self::PastDue => 2,
+            Self::Unpaid => 3,
+            Self::Paused => 4,
+            Self::Other(_) => 5,
+            Self::Canceled => 6,
+            Self::Incomplete => 7,
+            Self::IncompleteExpired => 8,
+        }
+    }
+}

@@ -1,0 +1,132 @@
+//! The hint: what the webhook, the sweeper and the operator put on the account-changes queue.
+//!
+//! A hint says *look there*, never *this is so*: `sync` fetches Stripe's present state whatever the hint says. The one thing
+//! taken from it is when an invoice's payment failed, because Stripe's state does not keep that (G2).
+
+use serde::{Deserialize, Serialize};
+
+use super::{
+    id::{CustomerId, EventId, InvoiceId, UserId},
+    time::EpochSecs,
+};
+
+/// The version of the message this build writes.
+pub const HINT_VERSION: u32 = 1;
+
+/// One message of the account-changes queue.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hint {
+    /// The message's version. A greater one than [`HINT_VERSION`] is retried until a newer function reads it (G11).
+    pub v: u32,
+    /// Stripe's event, or an identifier of our own.
+    pub event_id: EventId,
+    /// Stripe's event type, as it came.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// When Stripe made the event.
+    pub created: EpochSecs,
+    /// Stripe's object the event is about.
+    pub object_id: String,
+    /// The customer, where the event names it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub customer: Option<CustomerId>,
+    /// The invoice, where the event is about one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub invoice: Option<InvoiceId>,
+    /// Whether it came from Stripe's live mode.
+    pub livemode: bool,
+    /// A replayed hint is never skipped.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub replay: bool,
+}
+
+impl Hint {
+    /// The FIFO group: changes of one customer keep races rare. Correctness does not rest on it but on the account's version.
+    #[must_use]
+    pub fn group(&self) -> &str {
+        self.customer.as_ref().map_or(self.object_id.as_str(), CustomerId::as_str)
+    }
+
+    /// The failure this hint reports: which invoice, and when.
+    #[must_use]
+    pub fn payment_failure(&self) -> Option<PaymentFailure> {
+        if self.kind != "invoice.payment_failed" {
+            return None;
+        }
+        Some(PaymentFailure { invoice: self.invoice.clone()?, at: self.created })
+    }
+
+    /// Whether the event is about a test clock, which concerns every customer on it.
+    #[must_use]
+    pub fn is_about_a_test_clock(&self) -> bool {
+        self.kind.starts_with("test_helpers.test_clock.")
+    }
+
+    /// A hint of our own that has `customer` looked at afresh, whatever is known of it.
+    #[must_use]
+    pub fn revisit(event_id: EventId, customer: CustomerId, created: EpochSecs, livemode: bool) -> Self {
+        Self {
+            v: HINT_VERSION,
+            event_id,
+            kind: "tokentill.revisit".to_owned(),
+            created,
+            object_id: customer.as_str().to_owned(),
+            customer: Some(customer),
+            invoice: None,
+            livemode,
+            replay: true,
+        }
+    }
+}
+
+/// A payment of an invoice failed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PaymentFailure {
+    /// The invoice that was not paid.
+    pub invoice: InvoiceId,
+    /// When Stripe made the event that says so.
+    pub at: EpochSecs,
+}
+
+/// Which kind of change a Stripe event type announces.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Relevance {
+    /// The customer's state may have changed.
+    AccountChange,
+    /// We have no use for it.
+    None,
+}
+
+/// Whether we have a use for events of this type: the list of the contract, section 3.1.
+///
+/// A thin event's type is the snapshot's with `v1.` before it.
+#[must_use]
+pub fn relevance(kind: &str) -> Relevance {
+    let plain = kind.strip_prefix("v1.").unwrap_or(kind);
+    let relevant = plain.starts_with("customer.subscription.")
+        || plain.starts_with("charge.dispute.")
+        || matches!(
+            plain,
+            "checkout.session.completed"
+                | "invoice.created"
+                | "invoice.finalized"
+                | "invoice.paid"
+                | "invoice.payment_failed"
+                | "invoice.payment_action_required"
+                | "invoice.finalization_failed"
+                | "invoice.voided"
+                | "invoice.marked_uncollectible"
+                | "customer.updated"
+                | "customer.deleted"
+                | "charge.refunded"
+                | "test_helpers.test_clock.ready"
+        )
+        || matches!(kind, "v1.billing.meter.error_report_triggered" | "v1.billing.meter.no_meter_found");
+    if relevant { Relevance::AccountChange } else { Relevance::None }
+}
+
+/// A user named by a Stripe object's `metadata.user_id` or `client_reference_id`, if it is one.
+#[must_use]
+pub fn named_user(text: Option<&str>) -> Option<UserId> {
+    text.and_then(|text| UserId::new(text).ok())
+}
