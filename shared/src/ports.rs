@@ -1,8 +1,332 @@
 //! What the domain needs of the world, as roles of one to three methods. The adapters fill them; tests and the simulator may
 //! fill them otherwise.
-#![allow(async_fn_in_trait, reason = "handlers are generic over ports and run on one thread; nobody needs these futures to be `Send`")]
+#![allow(
+    async_fn_in_trait,
+    reason = "handlers are generic over ports and run on one thread; nobody needs these futures to be `Send`"
+)]
 
-use crate::domain::{facts::CustomerFacts, id::CustomerId, report::MeterReport};
+use std::{fmt, sync::Arc};
+
+use serde::{Deserialize, Serialize};
+
+use crate::domain::{
+    account::Account,
+    counting::{Batch, LedgerRow, QuarantineReason},
+    facts::CustomerFacts,
+    hint::Hint,
+    id::{CustomerId, EventId, UserId},
+    notice::Notice,
+    report::{Book, MeterReport, Tally},
+    time::{EpochSecs, UtcDay},
+};
+
+/// Reads the clock. The one place where time enters; the domain is given it.
+pub trait Clock {
+    /// Now, in milliseconds since 1970.
+    fn now_ms(&self) -> i64;
+
+    /// Now, in whole seconds.
+    fn now(&self) -> EpochSecs {
+        EpochSecs::from_ms(self.now_ms())
+    }
+}
+
+/// A secret's text. It has no `Display`, and its `Debug` says nothing of it.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(Arc<str>);
+
+impl Secret {
+    /// Wraps a text.
+    #[must_use]
+    pub fn new(text: &str) -> Self {
+        Self(Arc::from(text))
+    }
+
+    /// The text itself; never to be logged.
+    #[must_use]
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Secret")
+    }
+}
+
+/// The parameter could not be read.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "the SSM parameter {name} cannot be read ({reason}); it must exist as a SecureString, and the function's role must be allowed ssm:GetParameter on it"
+)]
+pub struct SecretUnavailable {
+    /// The parameter's name.
+    pub name: String,
+    /// SSM's error code.
+    pub reason: String,
+}
+
+/// Reads a secret that may be rotated at any time.
+pub trait Secrets {
+    /// The present value.
+    ///
+    /// # Errors
+    /// [`SecretUnavailable`] if it cannot be read and no recent enough value is known.
+    async fn secret(&self) -> Result<Secret, SecretUnavailable>;
+}
+
+/// Puts a message of the account-changes queue off, so that a transient error backs off.
+pub trait Postpone {
+    /// Hides the message with this receipt handle for so many seconds. An error leaves the queue's own visibility timeout.
+    ///
+    /// # Errors
+    /// [`Unavailable`].
+    async fn postpone(&self, receipt_handle: &str, secs: u32) -> Result<(), Unavailable>;
+}
+
+/// The account-changes queue.
+pub trait Hints {
+    /// Queues a hint durably. The queue drops a second one of the same `deduplication_id` within five minutes.
+    ///
+    /// # Errors
+    /// [`Unavailable`] if it is not certain that the hint is queued.
+    async fn send(&self, hint: &Hint, deduplication_id: &str) -> Result<(), Unavailable>;
+}
+
+/// A store or a queue did not do what was asked, or we cannot know. Whatever was asked is to be asked again later.
+///
+/// The text names the service's error code, never an item.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{what}: {reason}")]
+pub struct Unavailable {
+    /// What was being done.
+    pub what: &'static str,
+    /// The service's error code and message.
+    pub reason: String,
+}
+
+/// The accounts, and what is kept of customers and processed events beside them.
+pub trait Accounts {
+    /// The user's account, read consistently.
+    ///
+    /// # Errors
+    /// [`Unavailable`], also if the item cannot be read by this version.
+    async fn account(&self, user_id: &UserId) -> Result<Option<Account>, Unavailable>;
+
+    /// What is known of a customer, read consistently.
+    ///
+    /// # Errors
+    /// [`Unavailable`], also if the item cannot be read by this version.
+    async fn customer(&self, customer: &CustomerId) -> Result<Option<CustomerRecord>, Unavailable>;
+
+    /// Whether this event was processed; its mark is kept for 35 days.
+    ///
+    /// # Errors
+    /// [`Unavailable`].
+    async fn is_processed(&self, event_id: &EventId) -> Result<bool, Unavailable>;
+
+    /// Commits a change of an account whole or not at all.
+    ///
+    /// # Errors
+    /// [`Unavailable`] if it is not certain that it was committed.
+    async fn commit(&self, change: &AccountChange<'_>) -> Result<Commit, Unavailable>;
+
+    /// Records why a customer has no account, and marks the event as processed.
+    ///
+    /// # Errors
+    /// [`Unavailable`] if it is not certain that it was recorded.
+    async fn record(&self, record: &CustomerRecord, processed: &EventId) -> Result<(), Unavailable>;
+}
+
+/// A change of an account. It holds only if the stored version is the account's minus one.
+#[derive(Debug, Clone, Copy)]
+pub struct AccountChange<'a> {
+    /// The account as it will be.
+    pub account: &'a Account,
+    /// When it is next to be looked at although Stripe says nothing, a real moment.
+    pub next_due: Option<EpochSecs>,
+    /// What the change is told by; committed with it (G8).
+    pub notices: &'a [Notice],
+    /// The event that caused it, if one did; marked as processed with it.
+    pub processed: Option<&'a EventId>,
+    /// The real moment of the change, in milliseconds since 1970.
+    pub at_ms: i64,
+}
+
+/// Whether a commit held.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Commit {
+    /// It holds.
+    Done,
+    /// Somebody else committed first; nothing was changed.
+    LostRace,
+}
+
+/// What is known of a customer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CustomerRecord {
+    /// Which customer.
+    pub customer_id: CustomerId,
+    /// What it came to.
+    pub standing: CustomerStanding,
+    /// The user it belongs to, or claims.
+    pub user_id: Option<UserId>,
+    /// When that was seen, in milliseconds since 1970.
+    pub seen_at_ms: i64,
+}
+
+/// What became of a customer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CustomerStanding {
+    /// It has an account.
+    Joined,
+    /// Nothing names its user: no account.
+    NoUser,
+    /// Stripe has no such customer.
+    NotFound,
+    /// Its user is bound to another customer.
+    SecondClaimant,
+}
+
+/// The ledger and the tallies: written together, by the usage function alone.
+pub trait Ledger {
+    /// Writes a batch's rows and adds to its tallies, all or nothing.
+    ///
+    /// # Errors
+    /// [`Unavailable`] if it is not certain that it was written.
+    async fn write(&self, batch: &Batch, tally_shard: u8, now: EpochSecs) -> Result<Written, Unavailable>;
+
+    /// Raises how often a row was reported.
+    ///
+    /// # Errors
+    /// [`Unavailable`] if it is not certain that it was raised.
+    async fn seen_again(&self, row: &LedgerRow, times: u64) -> Result<(), Unavailable>;
+}
+
+/// What became of a batch.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Written {
+    /// All of it is written.
+    All,
+    /// Nothing is written; for each row, in order, why.
+    Nothing(Vec<RowProblem>),
+}
+
+/// Why a batch could not be written, as far as one row is concerned.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum RowProblem {
+    /// Not because of this row.
+    None,
+    /// The request has this row already.
+    Exists(Box<LedgerRow>),
+    /// Another writer was at it, or the partition is hot: later.
+    Contended,
+}
+
+/// The tallies, for those who only read them.
+pub trait Tallies {
+    /// All tallies of a user from one UTC day to another, both included; shards are added up.
+    ///
+    /// # Errors
+    /// [`Unavailable`], also if an item cannot be read by this version.
+    async fn tallies(&self, user_id: &UserId, from: UtcDay, to: UtcDay) -> Result<Vec<Tally>, Unavailable>;
+}
+
+/// The tallies to be reported, and what the reporter knows of them.
+pub trait Books {
+    /// The billed tallies that were last added to in the hours from `since` to `until`, both included.
+    ///
+    /// # Errors
+    /// [`Unavailable`].
+    async fn touched(&self, since: EpochSecs, until: EpochSecs) -> Result<Vec<Touched>, Unavailable>;
+
+    /// One tally, read consistently, all shards added up.
+    ///
+    /// # Errors
+    /// [`Unavailable`], also if an item cannot be read by this version.
+    async fn tally(&self, user_id: &UserId, tally_key: &str) -> Result<Option<Tally>, Unavailable>;
+
+    /// What is known of a tally, read consistently; an empty book if nothing is.
+    ///
+    /// # Errors
+    /// [`Unavailable`], also if the item cannot be read by this version.
+    async fn book(&self, user_id: &UserId, tally_key: &str) -> Result<Book, Unavailable>;
+
+    /// Saves a book under the version it was read in, and raises that version.
+    ///
+    /// # Errors
+    /// [`Unavailable`] if it is not certain that it was saved.
+    async fn save(&self, user_id: &UserId, tally_key: &str, book: &mut Book) -> Result<Commit, Unavailable>;
+
+    /// The hour up to which everything is settled, if that is known.
+    ///
+    /// # Errors
+    /// [`Unavailable`].
+    async fn settled_through(&self) -> Result<Option<EpochSecs>, Unavailable>;
+
+    /// Remembers the hour up to which everything is settled.
+    ///
+    /// # Errors
+    /// [`Unavailable`].
+    async fn set_settled_through(&self, hour: EpochSecs) -> Result<(), Unavailable>;
+}
+
+/// A billed tally that was added to.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Touched {
+    /// Whose it is.
+    pub user_id: UserId,
+    /// Day and segment.
+    pub tally_key: String,
+    /// The hour in which it was last added to; of several shards, the earliest of these.
+    pub hour: EpochSecs,
+}
+
+/// What the reporter knows of a user's tallies, for those who only read it.
+pub trait Reported {
+    /// All books of a user from one UTC day to another, both included.
+    ///
+    /// # Errors
+    /// [`Unavailable`], also if an item cannot be read by this version.
+    async fn books(&self, user_id: &UserId, from: UtcDay, to: UtcDay) -> Result<Vec<Book>, Unavailable>;
+}
+
+/// The accounts at which something is due by time alone.
+pub trait DueAccounts {
+    /// The users whose account is due at or before `now`, at most `limit` of them.
+    ///
+    /// # Errors
+    /// [`Unavailable`].
+    async fn due(&self, now: EpochSecs, limit: usize) -> Result<Vec<UserId>, Unavailable>;
+}
+
+/// Where input goes that can be neither counted nor refused to its sender.
+pub trait Quarantine {
+    /// Keeps it. The same `id` again replaces what was kept, so a repetition does no harm.
+    ///
+    /// # Errors
+    /// [`Unavailable`] if it is not certain that it is kept.
+    async fn keep(&self, entry: &Quarantined) -> Result<(), Unavailable>;
+}
+
+/// One entry of the quarantine.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Quarantined {
+    /// Names it; made from where it came from, so that the same input has the same id.
+    pub quarantine_id: String,
+    /// Why it is there.
+    pub reason: QuarantineReason,
+    /// What exactly is wrong, for people.
+    pub detail: String,
+    /// The user it is about, if that can be told.
+    pub user_id: Option<String>,
+    /// The input as it came, to be replayed once what is wrong is mended.
+    pub input: String,
+    /// When it came in, in milliseconds since 1970.
+    pub at_ms: i64,
+}
 
 /// Reads Stripe's present state.
 pub trait StripeState {
@@ -11,6 +335,13 @@ pub trait StripeState {
     /// # Errors
     /// [`StripeError::NotFound`] if there never was such a customer; a deleted one is found, as deleted.
     async fn customer(&self, id: &CustomerId) -> Result<CustomerFacts, StripeError>;
+
+    /// The customer an object belongs to, for events that do not name it: a subscription, an invoice or a checkout session,
+    /// known by the prefix of its id. `None` for other objects, and where the object has no customer.
+    ///
+    /// # Errors
+    /// [`StripeError::NotFound`] if there never was such an object.
+    async fn customer_of(&self, object_id: &str) -> Result<Option<CustomerId>, StripeError>;
 
     /// The customers on a test clock.
     ///
@@ -60,7 +391,9 @@ pub enum StripeError {
         request_id: String,
     },
     /// The API key is missing, wrong or may not do this: a person has to mend it, then it works as asked.
-    #[error("Stripe does not accept the API key: {status} {code} (request {request_id}); check the key in SSM and its permissions")]
+    #[error(
+        "Stripe does not accept the API key: {status} {code} (request {request_id}); check the key in SSM and its permissions"
+    )]
     Unauthorised {
         /// HTTP's status, 401 or 403.
         status: u16,

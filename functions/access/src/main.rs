@@ -1,11 +1,20 @@
-//! Placeholder that answers every invocation; replaced within this change.
+//! Start of the access function: read the environment, build the adapters, run.
 
-use lambda_runtime::{Error, LambdaEvent, service_fn};
+use access::AccessApi;
+use lambda_http::{Error, Request, run, service_fn};
+use tokentill::{clock::SystemClock, config, domain::price_list::PriceList, dynamodb::Store, log};
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<(), Error> {
-    lambda_runtime::run(service_fn(async |_event: LambdaEvent<serde_json::Value>| {
-        Ok::<_, Error>(serde_json::json!({"statusCode": 200, "body": "ok"}))
-    }))
-    .await
+    log::start();
+    let aws = config::aws().await;
+    let mut env = config::Environment::of_process();
+    let api = AccessApi {
+        tokens: env.parameter("TOKENTILL_SERVICE_TOKENS_PARAMETER", &aws),
+        store: Store::new(aws_sdk_dynamodb::Client::new(&aws), env.tables(&["accounts", "tallies", "books"])),
+        clock: SystemClock,
+        prices: PriceList::shipped()?,
+    };
+    env.finish()?;
+    run(service_fn(async |request: Request| Ok::<_, Error>(api.handle(request).await))).await
 }

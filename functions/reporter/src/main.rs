@@ -1,11 +1,37 @@
-//! Placeholder that answers every invocation; replaced within this change.
+//! Start of the reporter function: read the environment, build the adapters, run.
 
-use lambda_runtime::{Error, LambdaEvent, service_fn};
+use lambda_runtime::{Error, LambdaEvent, run, service_fn};
+use reporter::Reporter;
+use tokentill::{
+    clock::SystemClock,
+    config,
+    domain::price_list::PriceList,
+    dynamodb::Store,
+    log,
+    schedule::ScheduledEvent,
+    stripe::{Stripe, StripeClient},
+};
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<(), Error> {
-    lambda_runtime::run(service_fn(async |_event: LambdaEvent<serde_json::Value>| {
-        Ok::<_, Error>(serde_json::json!({"statusCode": 200, "body": "ok"}))
+    log::start();
+    let aws = config::aws().await;
+    let mut env = config::Environment::of_process();
+    let store = Store::new(aws_sdk_dynamodb::Client::new(&aws), env.tables(&["tallies", "books", "quarantine", "control"]));
+    let key = env.parameter("TOKENTILL_STRIPE_KEY_PARAMETER", &aws);
+    let stripe = StripeClient::new(env.optional("TOKENTILL_STRIPE_URL").as_deref(), key)?;
+    let reporter = Reporter {
+        books: store.clone(),
+        meters: Stripe::new(stripe),
+        quarantine: store,
+        clock: SystemClock,
+        prices: PriceList::shipped()?,
+        identifiers: || format!("tokentill-{}", uuid::Uuid::new_v4().simple()),
+    };
+    env.finish()?;
+    run(service_fn(async |event: LambdaEvent<ScheduledEvent>| {
+        reporter.run(event.payload.moment()?).await?;
+        Ok::<_, Error>(())
     }))
     .await
 }

@@ -1,1 +1,362 @@
-//! The `sync` function.
+//! Account changes: a hint comes in, Stripe's present state is fetched, the account is committed under its version.
+//!
+//! **Invariant:** the account and its version are read *before* the fetch. Whatever commits in between makes our commit lose
+//! its race, and then everything starts again; so the newest fetch wins, whatever order hints come in (G2).
+
+use aws_lambda_events::sqs::{SqsBatchResponse, SqsEvent, SqsMessage};
+use tokentill::{
+    config::StripeMode,
+    domain::{
+        account::Account,
+        counting::QuarantineReason,
+        facts::CustomerFacts,
+        hint::{HINT_VERSION, Hint},
+        id::{CustomerId, EventId, UserId, composite_key},
+        notice,
+        price_list::PriceList,
+        sync::{self, Alarm, Decision},
+    },
+    log::Line,
+    ports::{
+        AccountChange, Accounts, Clock, Commit, CustomerRecord, CustomerStanding, Hints, Postpone, Quarantine, Quarantined,
+        StripeError, StripeState, Unavailable,
+    },
+    records::{self, Nameless},
+};
+
+/// How often a lost race starts again before the hint is put back.
+const MAX_RACES: usize = 5;
+/// The longest a transient error puts a hint off.
+const MAX_BACKOFF_SECS: u32 = 900;
+
+/// The function, with what it needs of the world.
+#[derive(Debug)]
+pub struct Sync<P, A, Q, K, C> {
+    /// Stripe's present state.
+    pub stripe: P,
+    /// Where accounts are kept.
+    pub accounts: A,
+    /// The queue the hints come from; a test clock's customers are put on it one by one.
+    pub queue: Q,
+    /// Where claims go that cannot be granted.
+    pub quarantine: K,
+    /// The clock fetches are dated by.
+    pub clock: C,
+    /// What is sold.
+    pub prices: PriceList,
+    /// The mode hints must come from.
+    pub mode: StripeMode,
+}
+
+/// What became of a hint.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    /// The account is what Stripe's state makes of it.
+    Committed {
+        /// Whose account.
+        user_id: UserId,
+        /// How many notices went with it.
+        notices: usize,
+        /// What somebody should look at.
+        alarms: Vec<Alarm>,
+    },
+    /// It was processed before, or what it points at was fetched since.
+    Skipped,
+    /// Stripe has no such customer or object; recorded.
+    NotFound,
+    /// The customer names no user; recorded.
+    NoUser,
+    /// The user is bound to another customer; quarantined.
+    SecondClaimant {
+        /// The user it claims.
+        user_id: UserId,
+    },
+    /// A test clock's customers were queued, each on its own.
+    FannedOut {
+        /// How many.
+        customers: usize,
+    },
+    /// It concerns no customer.
+    NoCustomer,
+    /// It cannot be read; quarantined.
+    Unreadable,
+}
+
+/// A hint has to come again. The text says why and what to do.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Again {
+    /// A store or queue is not available.
+    #[error(transparent)]
+    Store(#[from] Unavailable),
+    /// Stripe is not available, does not accept our key, or answers what we cannot read.
+    #[error(transparent)]
+    Stripe(#[from] StripeError),
+    /// Others committed first, too often in a row.
+    #[error("others kept committing this account first")]
+    Races,
+    /// A newer function has to read it.
+    #[error("the hint is of version {0}, newer than this function; it waits for the deployment to finish")]
+    NewerVersion(u32),
+}
+
+impl<P, A, Q, K, C> Sync<P, A, Q, K, C>
+where
+    P: StripeState,
+    A: Accounts,
+    Q: Hints + Postpone,
+    K: Quarantine,
+    C: Clock,
+{
+    /// Handles a batch; each hint has an outcome of its own.
+    ///
+    /// # Errors
+    /// [`Nameless`] if a record that has to come again has no id.
+    pub async fn handle(&self, event: SqsEvent) -> Result<SqsBatchResponse, Nameless> {
+        let mut again = Vec::new();
+        for record in &event.records {
+            let line = match records::isolated(self.record(record)).await {
+                Ok(Ok(outcome)) => outcome_line(&outcome),
+                Ok(Err(error)) => {
+                    again.push(record);
+                    Line::new("sync", "hint put off").field("error", error.to_string()).count("SyncRetried", 1)
+                }
+                Err(panicked) => {
+                    again.push(record);
+                    Line::new("sync", "hint put off").field("error", panicked.to_string()).count("SyncRetried", 1)
+                }
+            };
+            line.maybe("message_id", record.message_id.as_deref()).write(&self.clock);
+        }
+        for record in &again {
+            self.back_off(record).await;
+        }
+        records::answer(again)
+    }
+
+    /// Puts a failed hint off, longer each time; if that fails, the queue's own visibility timeout does it.
+    async fn back_off(&self, record: &SqsMessage) {
+        let Some(receipt_handle) = &record.receipt_handle else { return };
+        let received = records::number_attribute(record, "ApproximateReceiveCount").unwrap_or(1).clamp(1, 10);
+        let secs = 2_u32.saturating_pow(u32::try_from(received).unwrap_or(1)).min(MAX_BACKOFF_SECS);
+        if let Err(error) = self.queue.postpone(receipt_handle, secs).await {
+            Line::new("sync", "backing off failed").field("error", error.to_string()).write(&self.clock);
+        }
+    }
+
+    async fn record(&self, record: &SqsMessage) -> Result<Outcome, Again> {
+        let body = record.body.as_deref().unwrap_or_default();
+        let Ok(hint) = serde_json::from_str::<Hint>(body) else {
+            // A version that cannot be read at all may still say that it is newer.
+            if let Some(version) = newer_version(body) {
+                return Err(Again::NewerVersion(version));
+            }
+            self.quarantine_unreadable(record, body).await?;
+            return Ok(Outcome::Unreadable);
+        };
+        if hint.v > HINT_VERSION {
+            return Err(Again::NewerVersion(hint.v));
+        }
+        let sent_at_ms = records::number_attribute(record, "SentTimestamp").unwrap_or(i64::MAX);
+        self.hint(&hint, sent_at_ms).await
+    }
+
+    /// Handles one hint, sent at the given moment in milliseconds since 1970.
+    ///
+    /// # Errors
+    /// [`Again`] if it has to come again.
+    pub async fn hint(&self, hint: &Hint, sent_at_ms: i64) -> Result<Outcome, Again> {
+        if hint.livemode != self.mode.livemode() {
+            return Ok(Outcome::NoCustomer);
+        }
+        if hint.is_about_a_test_clock() {
+            return self.fan_out(hint).await;
+        }
+        if !hint.replay && self.accounts.is_processed(&hint.event_id).await? {
+            return Ok(Outcome::Skipped);
+        }
+        let customer = match &hint.customer {
+            Some(customer) => customer.clone(),
+            // Thin events name their object only.
+            None => match self.stripe.customer_of(&hint.object_id).await {
+                Ok(Some(customer)) => customer,
+                Ok(None) => return Ok(Outcome::NoCustomer),
+                Err(StripeError::NotFound { .. }) => return Ok(Outcome::NotFound),
+                Err(error) => return Err(error.into()),
+            },
+        };
+        self.customer(hint, &customer, sent_at_ms).await
+    }
+
+    async fn customer(&self, hint: &Hint, customer: &CustomerId, sent_at_ms: i64) -> Result<Outcome, Again> {
+        let failure = hint.payment_failure();
+        let known = self.accounts.customer(customer).await?;
+        let mut user = known.filter(|record| record.standing == CustomerStanding::Joined).and_then(|record| record.user_id);
+        for _ in 0..MAX_RACES {
+            let before = match &user {
+                Some(user) => self.accounts.account(user).await?,
+                None => None,
+            };
+            if let Some(account) = before.as_ref().filter(|account| account.customer_id == *customer)
+                && sync::may_skip(account, failure.as_ref(), sent_at_ms, hint.replay)
+            {
+                return Ok(Outcome::Skipped);
+            }
+            let fetch_began_ms = self.clock.now_ms();
+            let facts = match self.stripe.customer(customer).await {
+                Ok(facts) => facts,
+                Err(StripeError::NotFound { .. }) => {
+                    self.record_customer(hint, customer, CustomerStanding::NotFound, None).await?;
+                    return Ok(Outcome::NotFound);
+                }
+                Err(error) => return Err(error.into()),
+            };
+            // A deleted customer tells no user any more; it stays with the one it had.
+            let joined = sync::joined_user(&facts).or(user.as_ref().filter(|_| facts.deleted)).cloned();
+            let Some(joined) = joined else {
+                self.record_customer(hint, customer, CustomerStanding::NoUser, None).await?;
+                return Ok(Outcome::NoUser);
+            };
+            if user.as_ref() != Some(&joined) {
+                // The version must be read before the fetch, and it was not this user's: once more.
+                user = Some(joined);
+                continue;
+            }
+            if let Some(outcome) = self.decide(hint, before.as_ref(), &joined, &facts, fetch_began_ms).await? {
+                return Ok(outcome);
+            }
+        }
+        Err(Again::Races)
+    }
+
+    /// Decides and commits. `None` if the race was lost.
+    async fn decide(
+        &self,
+        hint: &Hint,
+        before: Option<&Account>,
+        user_id: &UserId,
+        facts: &CustomerFacts,
+        fetch_began_ms: i64,
+    ) -> Result<Option<Outcome>, Again> {
+        let failure = hint.payment_failure();
+        match sync::decide(&self.prices, before, user_id, facts, failure.as_ref(), fetch_began_ms) {
+            Decision::SecondClaimant { held_by } => {
+                self.quarantine_claim(hint, user_id, &facts.customer, &held_by).await?;
+                self.record_customer(hint, &facts.customer, CustomerStanding::SecondClaimant, Some(user_id)).await?;
+                Ok(Some(Outcome::SecondClaimant { user_id: user_id.clone() }))
+            }
+            Decision::Commit { account, notices, alarms } => {
+                let now = self.clock.now();
+                let change = AccountChange {
+                    account: &account,
+                    next_due: notice::next_due(&account, &self.prices, now),
+                    notices: &notices,
+                    processed: Some(&hint.event_id),
+                    at_ms: self.clock.now_ms(),
+                };
+                Ok(match self.accounts.commit(&change).await? {
+                    Commit::LostRace => None,
+                    Commit::Done => Some(Outcome::Committed { user_id: user_id.clone(), notices: notices.len(), alarms }),
+                })
+            }
+        }
+    }
+
+    async fn fan_out(&self, hint: &Hint) -> Result<Outcome, Again> {
+        if self.mode.livemode() {
+            return Ok(Outcome::NoCustomer);
+        }
+        let customers = match self.stripe.customers_on_clock(&hint.object_id).await {
+            Ok(customers) => customers,
+            Err(StripeError::NotFound { .. }) => return Ok(Outcome::NotFound),
+            Err(error) => return Err(error.into()),
+        };
+        for customer in &customers {
+            let name = composite_key(&[hint.event_id.as_str(), customer.as_str()]);
+            let Ok(event_id) = EventId::new(name) else { continue };
+            let revisit = Hint::revisit(event_id, customer.clone(), hint.created, hint.livemode);
+            self.queue.send(&revisit, revisit.event_id.as_str()).await?;
+        }
+        Ok(Outcome::FannedOut { customers: customers.len() })
+    }
+
+    async fn record_customer(
+        &self,
+        hint: &Hint,
+        customer: &CustomerId,
+        standing: CustomerStanding,
+        user_id: Option<&UserId>,
+    ) -> Result<(), Unavailable> {
+        let record = CustomerRecord {
+            customer_id: customer.clone(),
+            standing,
+            user_id: user_id.cloned(),
+            seen_at_ms: self.clock.now_ms(),
+        };
+        self.accounts.record(&record, &hint.event_id).await
+    }
+
+    async fn quarantine_claim(
+        &self,
+        hint: &Hint,
+        user_id: &UserId,
+        customer: &CustomerId,
+        held_by: &CustomerId,
+    ) -> Result<(), Unavailable> {
+        let entry = Quarantined {
+            // One entry for each claim, however many events repeat it.
+            quarantine_id: composite_key(&["second_claimant", user_id.as_str(), customer.as_str()]),
+            reason: QuarantineReason::SecondClaimant,
+            detail: format!(
+                "customer {customer} claims a user who is bound to {held_by} by a live subscription; \
+                 correct metadata.user_id of one of them, then replay this"
+            ),
+            user_id: Some(user_id.to_string()),
+            input: serde_json::to_string(hint).unwrap_or_default(),
+            at_ms: hint.created.as_secs().saturating_mul(1000),
+        };
+        self.quarantine.keep(&entry).await
+    }
+
+    async fn quarantine_unreadable(&self, record: &SqsMessage, body: &str) -> Result<(), Unavailable> {
+        let entry = Quarantined {
+            quarantine_id: composite_key(&["hint", record.message_id.as_deref().unwrap_or(body)]),
+            reason: QuarantineReason::Invalid,
+            detail: "the message on the account-changes queue is no hint".to_owned(),
+            user_id: None,
+            input: body.to_owned(),
+            at_ms: records::number_attribute(record, "SentTimestamp").unwrap_or_else(|| self.clock.now_ms()),
+        };
+        self.quarantine.keep(&entry).await
+    }
+}
+
+fn newer_version(body: &str) -> Option<u32> {
+    #[derive(serde::Deserialize)]
+    struct Version {
+        v: u32,
+    }
+    serde_json::from_str::<Version>(body).ok().map(|version| version.v).filter(|version| *version > HINT_VERSION)
+}
+
+fn outcome_line(outcome: &Outcome) -> Line {
+    let line = |message| Line::new("sync", message);
+    match outcome {
+        Outcome::Committed { user_id, notices, alarms } => {
+            let line = line("account committed").field("user_id", user_id.as_str()).field("notices", *notices);
+            let texts: Vec<String> = alarms.iter().map(|alarm| format!("{alarm:?}")).collect();
+            let alarmed = u64::try_from(alarms.len()).unwrap_or(u64::MAX);
+            if alarms.is_empty() { line } else { line.field("alarms", texts).count("SyncAlarms", alarmed) }
+        }
+        Outcome::Skipped => line("hint skipped"),
+        Outcome::NotFound => line("no such object at Stripe").count("SyncUnmatched", 1),
+        Outcome::NoUser => {
+            line("customer without a user: set metadata.user_id on it or on its subscription").count("SyncUnmatched", 1)
+        }
+        Outcome::SecondClaimant { user_id } => {
+            line("second customer claims a user").field("user_id", user_id.as_str()).count("SyncAlarms", 1)
+        }
+        Outcome::FannedOut { customers } => line("test clock's customers queued").field("customers", *customers),
+        Outcome::NoCustomer => line("hint concerns no customer"),
+        Outcome::Unreadable => line("hint unreadable").count("SyncAlarms", 1),
+    }
+}

@@ -1,11 +1,37 @@
-//! Placeholder that answers every invocation; replaced within this change.
+//! Start of the sync function: read the environment, build the adapters, run.
 
-use lambda_runtime::{Error, LambdaEvent, service_fn};
+use aws_lambda_events::sqs::SqsEvent;
+use lambda_runtime::{Error, LambdaEvent, run, service_fn};
+use sync::Sync;
+use tokentill::{
+    clock::SystemClock,
+    config,
+    domain::price_list::PriceList,
+    dynamodb::Store,
+    log,
+    sqs::HintQueue,
+    stripe::{Stripe, StripeClient},
+};
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<(), Error> {
-    lambda_runtime::run(service_fn(async |_event: LambdaEvent<serde_json::Value>| {
-        Ok::<_, Error>(serde_json::json!({"statusCode": 200, "body": "ok"}))
-    }))
-    .await
+    log::start();
+    let aws = config::aws().await;
+    let mut env = config::Environment::of_process();
+    let tables = env.tables(&["accounts", "customers", "processed", "outbox", "quarantine"]);
+    let store = Store::new(aws_sdk_dynamodb::Client::new(&aws), tables);
+    let key = env.parameter("TOKENTILL_STRIPE_KEY_PARAMETER", &aws);
+    let stripe = StripeClient::new(env.optional("TOKENTILL_STRIPE_URL").as_deref(), key)?;
+    let queue = HintQueue::new(aws_sdk_sqs::Client::new(&aws), env.required("TOKENTILL_ACCOUNT_CHANGES_QUEUE_URL"));
+    let sync = Sync {
+        stripe: Stripe::new(stripe),
+        accounts: store.clone(),
+        queue,
+        quarantine: store,
+        clock: SystemClock,
+        prices: PriceList::shipped()?,
+        mode: env.stripe_mode(),
+    };
+    env.finish()?;
+    run(service_fn(async |event: LambdaEvent<SqsEvent>| Ok::<_, Error>(sync.handle(event.payload).await?))).await
 }

@@ -80,7 +80,8 @@ pub fn standing(account: Option<&Account>, prices: &PriceList, now: EpochSecs) -
     let Some(subscription) = &account.subscription else { return without_subscription(prices, Reason::UnknownUser) };
     let now = account.local_time(now);
     let with = |state, access_until| Standing { state, reason: None, access_until, plan: subscription.plan.clone() };
-    let ended = |reason| Standing { state: State::Ended, reason: Some(reason), access_until: None, plan: subscription.plan.clone() };
+    let ended =
+        |reason| Standing { state: State::Ended, reason: Some(reason), access_until: None, plan: subscription.plan.clone() };
     // Grace ends exactly at the deadline: the second before it still has access, the deadline itself has not.
     let overdue = || match account.grace_deadline(prices) {
         Some(deadline) if now < deadline => with(State::Grace, Some(deadline)),

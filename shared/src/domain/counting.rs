@@ -1,1 +1,459 @@
-//! To come.
+//! What becomes of a usage event: its row in the ledger, and what it adds to which tally (G3 to G6).
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::{Deserialize, Serialize};
+
+use super::{
+    account::Account,
+    id::{CustomerId, MeterId, PlanId, SubscriptionId, UserId, composite_key, shard_of},
+    price_list::PriceList,
+    segment::{Place, place},
+    time::{DAY_SECS, EpochSecs, UtcDay},
+    usage::{Quantities, UsageEvent},
+};
+
+/// Usage older than this is quarantined: Stripe takes meter events of the past 35 days.
+pub const MAX_AGE_SECS: i64 = 35 * DAY_SECS;
+/// Usage further ahead than this is quarantined: Stripe takes meter events up to 5 minutes ahead.
+pub const MAX_AHEAD_SECS: i64 = 300;
+/// How many keys one user's rows are spread over in the time index: 1,000 writes a second each.
+pub const TIME_SHARDS: u8 = 16;
+
+/// What was decided about a usage event.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Verdict {
+    /// Counted in a tally.
+    Counted,
+    /// The call failed: audited, never billed.
+    NotBillable,
+    /// There was no subscription, and there is no free tier: audited, never reported.
+    NoSubscription,
+    /// Nobody knows the user, and there is no free tier: parked until the user is joined.
+    UnknownUser,
+}
+
+/// Why a usage event is neither counted nor refused to its sender.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum QuarantineReason {
+    /// It cannot be read.
+    Invalid,
+    /// Its timestamp is more than 35 days old.
+    TimestampTooOld,
+    /// Its timestamp is more than 5 minutes ahead.
+    TimestampInFuture,
+    /// The request was reported before, with other quantities; the first report stands.
+    Conflict,
+    /// A customer claims a user who is bound to another customer.
+    SecondClaimant,
+    /// Stripe refused a report for good.
+    Refused,
+}
+
+/// One row of the ledger. A request that succeeded has one row however often it is reported; each failed attempt has its own.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LedgerRow {
+    /// User and request: the partition key.
+    pub request_key: String,
+    /// Which of the request's rows: the sort key.
+    pub row: String,
+    /// The user and a shard: the time index's partition key.
+    pub time_key: String,
+    /// The moment in the account's time: the time index's sort key.
+    pub at_key: String,
+    /// Who made the call.
+    pub user_id: UserId,
+    /// The request it served.
+    pub request_id: String,
+    /// Which endpoint was called.
+    pub endpoint: String,
+    /// Which model answered.
+    pub model: Option<String>,
+    /// How much was used.
+    #[serde(flatten)]
+    pub quantities: Quantities,
+    /// Whether the call succeeded.
+    pub success: bool,
+    /// When it was made, as reported.
+    pub timestamp: EpochSecs,
+    /// Which attempt it was.
+    pub attempt: Option<u64>,
+    /// The service's own word for what came of it.
+    pub outcome: Option<String>,
+    /// The fields we do not know, as JSON.
+    pub extra: Option<String>,
+    /// Whether those fields were too many to keep.
+    #[serde(default)]
+    pub extra_cut: bool,
+    /// When it came in, in milliseconds since 1970.
+    pub received_at_ms: i64,
+    /// What was decided.
+    pub verdict: Verdict,
+    /// What was counted of it, per meter; nothing that is zero.
+    #[serde(default)]
+    pub counted: BTreeMap<MeterId, u64>,
+    /// The tally's key, if it was counted.
+    pub tally_key: Option<String>,
+    /// How often it was reported.
+    pub seen: u64,
+    /// The invocation that wrote it: how an own write whose reply was lost is recognised.
+    pub written_by: String,
+    /// When the audit may forget it, in seconds since 1970.
+    pub expires_at: i64,
+}
+
+/// A tally's totals that a batch adds to: one user, one UTC day, one segment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TallyChange {
+    /// Whose it is.
+    pub user_id: UserId,
+    /// Day and segment; the adapter appends the shard.
+    pub tally_key: String,
+    /// What the reporter needs to know of the segment; `None` on the free tier.
+    pub billing: Option<Billing>,
+    /// What is added, per meter.
+    pub added: BTreeMap<MeterId, u64>,
+}
+
+/// How a tally is billed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Billing {
+    /// The customer that pays.
+    pub customer_id: CustomerId,
+    /// The subscription that bills.
+    pub subscription_id: SubscriptionId,
+    /// The plan, unless its prices were unknown.
+    pub plan: Option<PlanId>,
+    /// The meters that are reported.
+    pub billed: BTreeSet<MeterId>,
+    /// The segment's first second.
+    pub segment_start: EpochSecs,
+    /// The first second after it.
+    pub segment_end: EpochSecs,
+    /// The account's test clock minus the real one when this was last counted.
+    #[serde(default)]
+    pub clock_offset_secs: i64,
+}
+
+/// A usage event with what was decided about it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Judged {
+    /// Its row.
+    pub row: LedgerRow,
+    /// How its tally is billed, if it was counted in a billed segment.
+    pub billing: Option<Billing>,
+}
+
+/// When and by which invocation events came in, and how long their rows are kept.
+#[derive(Debug, Clone)]
+pub struct Intake {
+    /// The moment of intake, in milliseconds since 1970.
+    pub received_at_ms: i64,
+    /// Names the invocation.
+    pub written_by: String,
+    /// How many days the audit is kept, at least 45.
+    pub retention_days: u16,
+}
+
+/// Decides about one event: where it belongs, what it counts. Duplicates are found when it is written, not here.
+///
+/// # Errors
+/// [`QuarantineReason`] if its timestamp lies outside the window in which it could be billed.
+pub fn judge(
+    event: &UsageEvent,
+    account: Option<&Account>,
+    prices: &PriceList,
+    intake: &Intake,
+) -> Result<Judged, QuarantineReason> {
+    let now = EpochSecs::from_ms(intake.received_at_ms);
+    match now.secs_since(event.timestamp) {
+        age if age > MAX_AGE_SECS => return Err(QuarantineReason::TimestampTooOld),
+        age if age < -MAX_AHEAD_SECS => return Err(QuarantineReason::TimestampInFuture),
+        _ => {}
+    }
+    let at = account.map_or(event.timestamp, |account| account.local_time(event.timestamp));
+    let place = place(account, prices, at);
+    let (verdict, counted) = if event.success { counted(event, prices, &place) } else { (Verdict::NotBillable, BTreeMap::new()) };
+    let tally_key = place.segment_key().filter(|_| verdict == Verdict::Counted).map(|segment| tally_key(at.day(), &segment));
+    let billing = match place {
+        Place::Billed(span) if verdict == Verdict::Counted => Some(Billing {
+            customer_id: span.customer,
+            subscription_id: span.subscription,
+            plan: span.plan,
+            billed: span.billed,
+            segment_start: span.start,
+            segment_end: span.end,
+            clock_offset_secs: account.map_or(0, |account| account.clock_offset_secs),
+        }),
+        _ => None,
+    };
+    let (user, request) = (event.user_id.as_str(), event.request_id.as_str());
+    let expires_at = now.plus_days(i64::from(intake.retention_days)).as_secs();
+    let row = LedgerRow {
+        request_key: composite_key(&[user, request]),
+        row: row_key(event),
+        time_key: time_key(&event.user_id, shard_of(request, TIME_SHARDS)),
+        at_key: at_key(at),
+        user_id: event.user_id.clone(),
+        request_id: request.to_owned(),
+        endpoint: event.endpoint.clone(),
+        model: event.model.clone(),
+        quantities: event.quantities.clone(),
+        success: event.success,
+        timestamp: event.timestamp,
+        attempt: event.attempt,
+        outcome: event.outcome.clone(),
+        extra: event.extra.clone(),
+        extra_cut: event.extra_cut,
+        received_at_ms: intake.received_at_ms,
+        verdict,
+        counted,
+        tally_key,
+        seen: 1,
+        written_by: intake.written_by.clone(),
+        expires_at,
+    };
+    Ok(Judged { row, billing })
+}
+
+fn counted(event: &UsageEvent, prices: &PriceList, place: &Place) -> (Verdict, BTreeMap<MeterId, u64>) {
+    let (plan, billed) = match place {
+        Place::Billed(span) => (span.plan.as_ref(), Some(&span.billed)),
+        Place::Free { plan, .. } => (Some(plan), None),
+        Place::NoSubscription => return (Verdict::NoSubscription, BTreeMap::new()),
+        Place::UnknownUser => return (Verdict::UnknownUser, BTreeMap::new()),
+    };
+    let of_plan = plan.and_then(|id| prices.plan(id)).map(|plan| plan.counted_meters(prices)).unwrap_or_default();
+    let meters: BTreeSet<&MeterId> = of_plan.into_iter().chain(billed.into_iter().flatten()).collect();
+    let counted = meters
+        .into_iter()
+        .filter_map(|id| prices.meter(id))
+        .map(|meter| (meter.id.clone(), event.quantities.counted_by(&meter.counts)))
+        .filter(|(_, quantity)| *quantity > 0)
+        .collect();
+    (Verdict::Counted, counted)
+}
+
+/// A success uses the request id up, so there is one such row. A failure does not: each attempt is a row of its own, named by
+/// its moment and number so that its repetition is recognised.
+fn row_key(event: &UsageEvent) -> String {
+    if event.success {
+        "request".to_owned()
+    } else {
+        let attempt = event.attempt.map_or("-".to_owned(), |attempt| attempt.to_string());
+        composite_key(&["failure", &event.timestamp.as_secs().to_string(), &attempt])
+    }
+}
+
+/// The tally's key without its shard: sorts by day.
+#[must_use]
+pub fn tally_key(day: UtcDay, segment: &str) -> String {
+    format!("{day}/{segment}")
+}
+
+/// The time index's partition key.
+#[must_use]
+pub fn time_key(user_id: &UserId, shard: u8) -> String {
+    composite_key(&[user_id.as_str(), &format!("{shard:02}")])
+}
+
+/// The time index's sort key: sorts as the moments do, from 1970 on.
+#[must_use]
+pub fn at_key(at: EpochSecs) -> String {
+    format!("{:012}", at.as_secs().max(0))
+}
+
+/// How a report of a request that is already in the ledger relates to the row there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Repetition {
+    /// Our own write, whose reply was lost: it is done.
+    OwnWrite,
+    /// The same again: it raises `seen`.
+    Duplicate,
+    /// The same id with other quantities: the first stands, this one is quarantined.
+    Conflict,
+}
+
+/// Compares a row that could not be written with the one that stands in its place.
+#[must_use]
+pub fn repetition(stands: &LedgerRow, came: &LedgerRow) -> Repetition {
+    if stands.quantities != came.quantities {
+        Repetition::Conflict
+    } else if stands.written_by == came.written_by {
+        Repetition::OwnWrite
+    } else {
+        Repetition::Duplicate
+    }
+}
+
+/// Rows that are written in one transaction, with the tallies they add to.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Batch {
+    /// The rows; no two have the same key.
+    pub rows: Vec<Judged>,
+}
+
+/// The most operations in one DynamoDB transaction.
+const MAX_OPERATIONS: usize = 100;
+/// The most rows of a batch; at most 20 KB each, so a batch stays below the 4 MB of a transaction.
+const MAX_ROWS: usize = 98;
+
+impl Batch {
+    /// What the rows add to each tally. Sums saturate; the quantities of 98 rows cannot reach that.
+    #[must_use]
+    pub fn tallies(&self) -> Vec<TallyChange> {
+        let mut tallies: BTreeMap<&str, TallyChange> = BTreeMap::new();
+        for judged in &self.rows {
+            let Some(key) = &judged.row.tally_key else { continue };
+            let tally = tallies.entry(key).or_insert_with(|| TallyChange {
+                user_id: judged.row.user_id.clone(),
+                tally_key: key.clone(),
+                billing: judged.billing.clone(),
+                added: BTreeMap::new(),
+            });
+            for (meter, quantity) in &judged.row.counted {
+                let sum = tally.added.entry(meter.clone()).or_insert(0);
+                *sum = sum.saturating_add(*quantity);
+            }
+        }
+        tallies.into_values().collect()
+    }
+}
+
+/// Cuts one user's rows into batches that fit a transaction.
+#[must_use]
+pub fn batches(rows: Vec<Judged>) -> Vec<Batch> {
+    let mut batches = Vec::new();
+    let mut batch = Batch::default();
+    let mut tallies: BTreeSet<String> = BTreeSet::new();
+    for judged in rows {
+        let new_tally = judged.row.tally_key.iter().filter(|key| !tallies.contains(*key)).count();
+        let operations = batch.rows.len().saturating_add(tallies.len()).saturating_add(1).saturating_add(new_tally);
+        if batch.rows.len() >= MAX_ROWS || operations > MAX_OPERATIONS {
+            batches.push(std::mem::take(&mut batch));
+            tallies.clear();
+        }
+        tallies.extend(judged.row.tally_key.clone());
+        batch.rows.push(judged);
+    }
+    if !batch.rows.is_empty() {
+        batches.push(batch);
+    }
+    batches
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::{account::tests::subscribed, usage::read_message};
+    use proptest::prelude::*;
+    use std::sync::LazyLock;
+
+    const NOW_MS: i64 = 1_795_348_800_000; // 2026-11-22T12:00:00Z
+
+    fn intake() -> Intake {
+        Intake { received_at_ms: NOW_MS, written_by: "invocation".into(), retention_days: 400 }
+    }
+
+    fn event(changes: &[(&str, serde_json::Value)]) -> UsageEvent {
+        let mut value = serde_json::json!({
+            "request_id": "req_1", "user_id": "ada", "endpoint": "/v1/x", "tokens_in": 812, "tokens_out": 0, "success": true,
+            "timestamp": "2026-11-22T11:59:00Z", "units": {"images": 3},
+        });
+        for (field, change) in changes {
+            value[*field] = change.clone();
+        }
+        read_message(&value.to_string()).unwrap().remove(0).unwrap()
+    }
+
+    static PRICES: LazyLock<PriceList> = LazyLock::new(|| PriceList::shipped().unwrap());
+
+    fn judged(event: &UsageEvent, account: Option<&Account>) -> Judged {
+        judge(event, account, &PRICES, &intake()).unwrap()
+    }
+
+    fn shown(judged: &Judged) -> String {
+        let customer = judged.billing.as_ref().map_or("-", |billing| billing.customer_id.as_str());
+        format!("{:?} {:?} {} {customer}", judged.row.verdict, judged.row.counted, judged.row.tally_key.as_deref().unwrap_or("-"))
+    }
+
+    #[test]
+    fn a_success_is_counted_where_it_happened_and_a_failure_is_only_audited() {
+        let account = subscribed("2026-11-10T00:00:00Z");
+        assert_eq!(
+            shown(&judged(&event(&[]), Some(&account))),
+            r#"Counted {"requests": 1, "tokens_in": 812} 2026-11-22/6:billed/5:sub_1/10:1794268800 cus_1"#
+        );
+        assert_eq!(shown(&judged(&event(&[("success", false.into())]), Some(&account))), "NotBillable {} - -");
+        assert_eq!(
+            shown(&judged(&event(&[]), None)),
+            r#"Counted {"requests": 1, "tokens_in": 812} 2026-11-22/4:free/10:1793491200 -"#
+        );
+        let mut prices = PriceList::shipped().unwrap();
+        prices.plans.retain(|plan| !plan.prices.is_empty());
+        assert_eq!(shown(&judge(&event(&[]), None, &prices, &intake()).unwrap()), "UnknownUser {} - -");
+    }
+
+    #[test]
+    fn a_success_has_one_row_and_each_failed_attempt_its_own() {
+        let row = |changes: &[(&str, serde_json::Value)]| judged(&event(changes), None).row.row;
+        assert_eq!(row(&[]), row(&[("timestamp", "2026-11-21T00:00:00Z".into()), ("attempt", 2.into())]));
+        let failed = ("success", serde_json::Value::Bool(false));
+        assert_ne!(row(&[]), row(std::slice::from_ref(&failed)));
+        assert_ne!(row(&[failed.clone(), ("attempt", 1.into())]), row(&[failed.clone(), ("attempt", 2.into())]));
+        assert_eq!(row(&[failed.clone(), ("attempt", 1.into())]), row(&[failed, ("attempt", 1.into())]));
+    }
+
+    #[test]
+    fn usage_outside_the_window_is_quarantined() {
+        let at = |secs: i64| {
+            judge(&event(&[("timestamp", (NOW_MS / 1000 + secs).into())]), None, &PriceList::shipped().unwrap(), &intake())
+        };
+        assert!(at(300).is_ok() && at(-MAX_AGE_SECS).is_ok());
+        assert_eq!(at(301).unwrap_err(), QuarantineReason::TimestampInFuture);
+        assert_eq!(at(-MAX_AGE_SECS - 1).unwrap_err(), QuarantineReason::TimestampTooOld);
+    }
+
+    #[test]
+    fn the_first_report_stands_and_an_own_write_is_recognised() {
+        let first = judged(&event(&[]), None).row;
+        assert_eq!(repetition(&first, &first), Repetition::OwnWrite);
+        let mut again = first.clone();
+        again.written_by = "another".into();
+        again.timestamp = EpochSecs::new(0);
+        assert_eq!(repetition(&first, &again), Repetition::Duplicate);
+        again.quantities.tokens_in += 1;
+        assert_eq!(repetition(&first, &again), Repetition::Conflict);
+        again.written_by = first.written_by.clone();
+        assert_eq!(repetition(&first, &again), Repetition::Conflict);
+    }
+
+    #[test]
+    fn rows_keep_two_users_apart_whose_ids_are_made_to_collide() {
+        let key = |user: &str, request: &str| {
+            judged(&event(&[("user_id", user.into()), ("request_id", request.into())]), None).row.request_key
+        };
+        assert_ne!(key("a/1:b", "c"), key("a", "b/1:c"));
+        assert_ne!(key("a#b", "c"), key("a", "b#c"));
+    }
+
+    proptest! {
+        #[test]
+        fn batches_fit_a_transaction_and_lose_nothing(days in proptest::collection::vec(0_i64..30, 0..400)) {
+            let rows: Vec<Judged> = days.iter().enumerate().map(|(n, day)| {
+                let timestamp = NOW_MS / 1000 - day * 86_400;
+                judged(&event(&[("request_id", format!("r{n}").into()), ("timestamp", timestamp.into())]), None)
+            }).collect();
+            let batches = batches(rows.clone());
+            for batch in &batches {
+                prop_assert!(!batch.rows.is_empty() && batch.rows.len() <= MAX_ROWS);
+                prop_assert!(batch.rows.len() + batch.tallies().len() <= MAX_OPERATIONS);
+            }
+            let counted: u64 = batches.iter().flat_map(Batch::tallies).flat_map(|tally| tally.added).filter(|(meter, _)| meter.as_str() == "requests").map(|(_, n)| n).sum();
+            prop_assert_eq!(usize::try_from(counted).unwrap(), rows.len());
+            prop_assert_eq!(batches.into_iter().flat_map(|batch| batch.rows).collect::<Vec<_>>(), rows);
+        }
+    }
+}

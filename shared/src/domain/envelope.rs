@@ -114,12 +114,16 @@ mod tests {
         check(
             r#"{"id":"evt_1","object":"event","type":"customer.subscription.updated","created":1763999000,"livemode":false,
                "data":{"object":{"id":"sub_1","object":"subscription","customer":"cus_1","status":{"new":"shape"}}}}"#,
-            &expect![[r#"{"v":1,"event_id":"evt_1","type":"customer.subscription.updated","created":1763999000,"object_id":"sub_1","customer":"cus_1","livemode":false}"#]],
+            &expect![[
+                r#"{"v":1,"event_id":"evt_1","type":"customer.subscription.updated","created":1763999000,"object_id":"sub_1","customer":"cus_1","livemode":false}"#
+            ]],
         );
         check(
             r#"{"id":"evt_2","object":"v2.core.event","type":"v1.customer.subscription.updated","created":"2025-11-24T15:43:20.000Z",
                "livemode":false,"related_object":{"id":"sub_1","type":"subscription","url":"/v1/subscriptions/sub_1"}}"#,
-            &expect![[r#"{"v":1,"event_id":"evt_2","type":"customer.subscription.updated","created":1763999000,"object_id":"sub_1","livemode":false}"#]],
+            &expect![[
+                r#"{"v":1,"event_id":"evt_2","type":"customer.subscription.updated","created":1763999000,"object_id":"sub_1","livemode":false}"#
+            ]],
         );
     }
 
@@ -128,11 +132,15 @@ mod tests {
         check(
             r#"{"id":"evt_3","type":"invoice.payment_failed","created":1763999000,"livemode":true,
                "data":{"object":{"id":"in_1","object":"invoice","customer":{"id":"cus_1","object":"customer"}}}}"#,
-            &expect![[r#"{"v":1,"event_id":"evt_3","type":"invoice.payment_failed","created":1763999000,"object_id":"in_1","customer":"cus_1","invoice":"in_1","livemode":true}"#]],
+            &expect![[
+                r#"{"v":1,"event_id":"evt_3","type":"invoice.payment_failed","created":1763999000,"object_id":"in_1","customer":"cus_1","invoice":"in_1","livemode":true}"#
+            ]],
         );
         check(
             r#"{"id":"evt_4","type":"customer.deleted","created":1763999000,"data":{"object":{"id":"cus_1","object":"customer"}}}"#,
-            &expect![[r#"{"v":1,"event_id":"evt_4","type":"customer.deleted","created":1763999000,"object_id":"cus_1","customer":"cus_1","livemode":false}"#]],
+            &expect![[
+                r#"{"v":1,"event_id":"evt_4","type":"customer.deleted","created":1763999000,"object_id":"cus_1","customer":"cus_1","livemode":false}"#
+            ]],
         );
     }
 
@@ -140,7 +148,9 @@ mod tests {
     fn strange_fields_are_passed_over_and_no_event_is_refused() {
         check(
             r#"{"id":"evt_5","type":"invoice.paid","created":"yesterday","livemode":"no","data":{"object":[1]},"id2":null}"#,
-            &expect![[r#"{"v":1,"event_id":"evt_5","type":"invoice.paid","created":1764000000,"object_id":"evt_5","livemode":false}"#]],
+            &expect![[
+                r#"{"v":1,"event_id":"evt_5","type":"invoice.paid","created":1764000000,"object_id":"evt_5","livemode":false}"#
+            ]],
         );
         for body in ["", "nonsense", "{", "\u{feff}", "[[[[", &"[".repeat(100_000)] {
             check(body, &expect!["the body is not JSON"]);
@@ -154,7 +164,9 @@ mod tests {
     fn a_byte_order_mark_and_escapes_and_duplicate_keys_do_no_harm() {
         check(
             "\u{feff}{\"id\":\"evt_0\",\"id\":\"evt_\\u0036\",\"type\":\"invoice.paid\"}",
-            &expect![[r#"{"v":1,"event_id":"evt_6","type":"invoice.paid","created":1764000000,"object_id":"evt_6","livemode":false}"#]],
+            &expect![[
+                r#"{"v":1,"event_id":"evt_6","type":"invoice.paid","created":1764000000,"object_id":"evt_6","livemode":false}"#
+            ]],
         );
     }
 

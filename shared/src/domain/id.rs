@@ -127,9 +127,7 @@ pub fn composite_key(parts: &[&str]) -> String {
 /// Stored items depend on it, so it is written out here instead of using the standard library's hasher, which may change.
 #[must_use]
 pub fn shard_of(text: &str, shards: u8) -> u8 {
-    let hash = text
-        .bytes()
-        .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
+    let hash = text.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
     // The high bits are mixed in because FNV's low bits alone are weak for short texts.
     let folded = hash ^ (hash >> 32);
     u8::try_from(folded.checked_rem(u64::from(shards)).unwrap_or(0)).unwrap_or(0)

@@ -74,7 +74,9 @@ pub fn due(account: &Account, prices: &PriceList, now: EpochSecs) -> (Announced,
     let subscribed = |state: Option<State>| matches!(state, Some(State::Trialing | State::Active | State::Grace | State::Ended));
     match (told.state, standing.state) {
         (Some(State::Ended), State::Active | State::Trialing | State::Grace) => kinds.push(NoticeKind::AccessRestored),
-        (before, State::Active | State::Trialing | State::Grace) if !subscribed(before) => kinds.push(NoticeKind::AccountProvisioned),
+        (before, State::Active | State::Trialing | State::Grace) if !subscribed(before) => {
+            kinds.push(NoticeKind::AccountProvisioned)
+        }
         (before, State::Ended) if subscribed(before) && before != Some(State::Ended) => kinds.push(NoticeKind::AccessEnded),
         (before, State::Free | State::None) if subscribed(before) => kinds.push(NoticeKind::SubscriptionEnded),
         _ => {}

@@ -85,10 +85,19 @@ mod tests {
         let boundaries: Vec<_> = (0..5).map(|n| monthly.boundary(n).to_string()).collect();
         assert_eq!(
             boundaries,
-            ["2026-01-31T10:00:05Z", "2026-02-28T10:00:05Z", "2026-03-31T10:00:05Z", "2026-04-30T10:00:05Z", "2026-05-31T10:00:05Z"]
+            [
+                "2026-01-31T10:00:05Z",
+                "2026-02-28T10:00:05Z",
+                "2026-03-31T10:00:05Z",
+                "2026-04-30T10:00:05Z",
+                "2026-05-31T10:00:05Z"
+            ]
         );
         let yearly = cycle("2024-02-29T00:00:00Z", Interval::Year, 1);
-        assert_eq!((yearly.boundary(1).to_string(), yearly.boundary(4).to_string()), ("2025-02-28T00:00:00Z".into(), "2028-02-29T00:00:00Z".into()));
+        assert_eq!(
+            (yearly.boundary(1).to_string(), yearly.boundary(4).to_string()),
+            ("2025-02-28T00:00:00Z".into(), "2028-02-29T00:00:00Z".into())
+        );
     }
 
     #[test]

@@ -70,7 +70,11 @@ impl TryFrom<String> for Counts {
             "tokens_cached" => Self::TokensCached,
             other => match other.strip_prefix("units.") {
                 Some(name) if !name.is_empty() => Self::Unit(name.to_owned()),
-                _ => return Err(format!("`counts` is requests, tokens_in, tokens_out, tokens_cached or units.<name>, not {other:?}")),
+                _ => {
+                    return Err(format!(
+                        "`counts` is requests, tokens_in, tokens_out, tokens_cached or units.<name>, not {other:?}"
+                    ));
+                }
             },
         })
     }
@@ -269,7 +273,9 @@ impl PriceList {
         }
         unique("metered price for meter", metered.iter().map(|(meter, _)| meter.as_str()))?;
         match plan.quotas.keys().chain(metered.iter().map(|(meter, _)| *meter)).find(|id| self.meter(id).is_none()) {
-            Some(unknown) => Err(format!("plan {name}: there is no meter {unknown}; add it under [[meters]] or correct the name")),
+            Some(unknown) => {
+                Err(format!("plan {name}: there is no meter {unknown}; add it under [[meters]] or correct the name"))
+            }
             None => Ok(()),
         }
     }
@@ -311,7 +317,12 @@ mod tests {
         let prices: Vec<_> = pro.prices.iter().map(|price| (price.lookup_key(), price.meter().map(MeterId::as_str))).collect();
         assert_eq!(
             prices,
-            [("pro_base", None), ("pro_requests", Some("requests")), ("pro_tokens_in", Some("tokens_in")), ("pro_tokens_out", Some("tokens_out"))]
+            [
+                ("pro_base", None),
+                ("pro_requests", Some("requests")),
+                ("pro_tokens_in", Some("tokens_in")),
+                ("pro_tokens_out", Some("tokens_out"))
+            ]
         );
         assert!(list.meters.iter().all(|meter| meter.event_name == meter.id.as_str()));
         assert_eq!((list.grace.days, list.grace.reminder_days.as_slice()), (7, [3, 6].as_slice()));

@@ -1,6 +1,25 @@
 //! Reports: what is sent to Stripe of what was counted, and how it is never sent twice (G3, G4).
+//!
+//! A report is fixed before it is sent: the reporter writes the intent (identifier, quantity, minute), then sends it, then
+//! confirms it. Whatever crashes between these steps, the same report is sent again under the same identifier, and Stripe
+//! takes it once. An intent whose fate is unknown for too long is not resent blindly, because Stripe forgets identifiers.
 
-use super::{id::CustomerId, time::EpochSecs};
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::{Deserialize, Serialize};
+
+use super::{
+    counting::Billing,
+    id::{CustomerId, MeterId, UserId},
+    price_list::PriceList,
+    time::{EpochSecs, HOUR_SECS, MINUTE_SECS, UtcDay},
+};
+
+/// The greatest quantity of one report: Stripe takes 15 digits.
+pub const MAX_REPORT_QUANTITY: u64 = 999_999_999_999_999;
+/// After this long since its first attempt an intent of unknown fate is not resent: Stripe keeps identifiers for at least 24
+/// hours, and clocks and queues take their share.
+pub const RESEND_WITHIN_SECS: i64 = 20 * HOUR_SECS;
 
 /// One report as it is sent: one meter event. Fixed before the first attempt, and the same at every further one.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -15,4 +34,323 @@ pub struct MeterReport {
     pub quantity: u64,
     /// A whole UTC minute inside the segment.
     pub minute: EpochSecs,
+}
+
+/// A tally as the reporter reads it: all shards of one user's day within one segment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tally {
+    /// Whose it is.
+    pub user_id: UserId,
+    /// Day and segment, without the shard.
+    pub tally_key: String,
+    /// The UTC day.
+    pub day: UtcDay,
+    /// How it is billed; `None` on the free tier.
+    pub billing: Option<Billing>,
+    /// What was counted, per meter.
+    pub counted: BTreeMap<MeterId, u64>,
+}
+
+/// What the reporter knows of a tally. Only the reporter writes it, under its version.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Book {
+    /// Grows by one with each write; 0 before the first.
+    #[serde(default)]
+    pub version: u64,
+    /// Per meter.
+    #[serde(default)]
+    pub meters: BTreeMap<MeterId, MeterBook>,
+}
+
+/// What the reporter knows of one meter of a tally.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct MeterBook {
+    /// What Stripe has confirmed.
+    #[serde(default)]
+    pub reported: u64,
+    /// What Stripe refused for good; it is in the quarantine.
+    #[serde(default)]
+    pub quarantined: u64,
+    /// The report under way.
+    pub intent: Option<Intent>,
+    /// The minute of the last confirmed report.
+    pub last_minute: Option<EpochSecs>,
+    /// What was confirmed in that minute.
+    #[serde(default)]
+    pub confirmed_in_last_minute: u64,
+}
+
+/// A report under way. Immutable once it is written, but for `first_attempt_at`'s meaning: it is written with it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Intent {
+    /// The identifier of the meter event.
+    pub identifier: String,
+    /// How much.
+    pub quantity: u64,
+    /// The meter event's timestamp.
+    pub minute: EpochSecs,
+    /// What was confirmed in that minute before: with that minute's summary it decides whether this report arrived.
+    pub confirmed_before: u64,
+    /// When it was written, by our own clock, just before the first attempt.
+    pub first_attempt_at: EpochSecs,
+}
+
+/// What became of sending a report.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fate {
+    /// Stripe has it.
+    Delivered,
+    /// Stripe will never take it.
+    Refused,
+    /// Nobody knows, or not yet: the intent stays.
+    Unknown,
+}
+
+/// Writes an intent for every billed meter of which more was counted than reported, refused or under way.
+///
+/// `now` is the real moment; a test clock's offset is the one at which the tally was last counted. Returns whether the book
+/// changed.
+pub fn intend(tally: &Tally, book: &mut Book, now: EpochSecs, mut identifier: impl FnMut() -> String) -> bool {
+    let Some(billing) = &tally.billing else { return false };
+    let local_now = now.plus_secs(billing.clock_offset_secs);
+    let Some(minute) = reporting_minute(tally.day, billing, local_now) else { return false };
+    let mut changed = false;
+    for meter in &billing.billed {
+        let counted = tally.counted.get(meter).copied().unwrap_or(0);
+        let entry = book.meters.get(meter).cloned().unwrap_or_default();
+        if entry.intent.is_some() {
+            continue;
+        }
+        let settled = entry.reported.saturating_add(entry.quarantined);
+        let quantity = counted.saturating_sub(settled).min(MAX_REPORT_QUANTITY);
+        if quantity == 0 {
+            continue;
+        }
+        let confirmed_before = if entry.last_minute == Some(minute) { entry.confirmed_in_last_minute } else { 0 };
+        let intent = Intent { identifier: identifier(), quantity, minute, confirmed_before, first_attempt_at: now };
+        book.meters.insert(meter.clone(), MeterBook { intent: Some(intent), ..entry });
+        changed = true;
+    }
+    changed
+}
+
+/// The reports under way that may be sent now, in the order of their meters.
+///
+/// Those whose first attempt was too long ago are left out; they are counted by [`overdue_intents`].
+#[must_use]
+pub fn to_send(tally: &Tally, book: &Book, prices: &PriceList, now: EpochSecs) -> Vec<(MeterId, MeterReport)> {
+    let Some(billing) = &tally.billing else { return Vec::new() };
+    book.meters
+        .iter()
+        .filter_map(|(meter, entry)| {
+            let intent = entry.intent.as_ref().filter(|intent| !is_overdue(intent, now))?;
+            let report = MeterReport {
+                customer: billing.customer_id.clone(),
+                event_name: prices.meter(meter)?.event_name.clone(),
+                identifier: intent.identifier.clone(),
+                quantity: intent.quantity,
+                minute: intent.minute,
+            };
+            Some((meter.clone(), report))
+        })
+        .collect()
+}
+
+/// The meters whose report is of unknown fate for too long to be resent.
+#[must_use]
+pub fn overdue_intents(book: &Book, now: EpochSecs) -> BTreeSet<&MeterId> {
+    book.meters
+        .iter()
+        .filter(|(_, entry)| entry.intent.as_ref().is_some_and(|intent| is_overdue(intent, now)))
+        .map(|(meter, _)| meter)
+        .collect()
+}
+
+fn is_overdue(intent: &Intent, now: EpochSecs) -> bool {
+    now.secs_since(intent.first_attempt_at) >= RESEND_WITHIN_SECS
+}
+
+/// Enters what became of a meter's report.
+pub fn settle(book: &mut Book, meter: &MeterId, fate: Fate) {
+    let Some(entry) = book.meters.get_mut(meter) else { return };
+    if fate == Fate::Unknown {
+        return;
+    }
+    let Some(intent) = entry.intent.take() else { return };
+    match fate {
+        Fate::Delivered => {
+            entry.reported = entry.reported.saturating_add(intent.quantity);
+            entry.last_minute = Some(intent.minute);
+            entry.confirmed_in_last_minute = intent.confirmed_before.saturating_add(intent.quantity);
+        }
+        Fate::Refused => entry.quarantined = entry.quarantined.saturating_add(intent.quantity),
+        Fate::Unknown => {}
+    }
+}
+
+/// Whether all that was counted of the tally is reported or quarantined, so that it need not be looked at again.
+#[must_use]
+pub fn is_settled(tally: &Tally, book: &Book) -> bool {
+    let Some(billing) = &tally.billing else { return true };
+    billing.billed.iter().all(|meter| {
+        let counted = tally.counted.get(meter).copied().unwrap_or(0);
+        match book.meters.get(meter) {
+            None => counted == 0,
+            Some(entry) => entry.intent.is_none() && entry.reported.saturating_add(entry.quarantined) >= counted,
+        }
+    })
+}
+
+/// The minute a report of this tally carries: whole, inside the segment, on the tally's own day, and the latest that has
+/// begun. So no two tallies of a customer ever share a minute, and a minute's summary speaks of one book alone.
+///
+/// A slice without a whole minute that has begun takes its first whole minute, which may lie up to a minute ahead (Stripe takes
+/// five). `None` if the slice holds no whole minute at all.
+fn reporting_minute(day: UtcDay, billing: &Billing, local_now: EpochSecs) -> Option<EpochSecs> {
+    let first = billing.segment_start.max(day.start());
+    let last = billing.segment_end.min(day.end()).plus_secs(-1);
+    let latest = last.min(local_now).minute();
+    if latest >= first {
+        return Some(latest);
+    }
+    let first_whole = first.plus_secs(MINUTE_SECS.saturating_sub(1)).minute();
+    (first_whole <= last && first_whole.secs_since(local_now) <= MINUTE_SECS).then_some(first_whole)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::id::{PlanId, SubscriptionId};
+    use proptest::prelude::*;
+
+    fn at(text: &str) -> EpochSecs {
+        EpochSecs::parse_rfc3339(text).unwrap()
+    }
+
+    fn tally(day: &str, segment: (&str, &str), requests: u64) -> Tally {
+        let requests_meter = MeterId::new("requests").unwrap();
+        Tally {
+            user_id: UserId::new("ada").unwrap(),
+            tally_key: "key".into(),
+            day: UtcDay::parse(day).unwrap(),
+            billing: Some(Billing {
+                customer_id: CustomerId::new("cus_1").unwrap(),
+                subscription_id: SubscriptionId::new("sub_1").unwrap(),
+                plan: Some(PlanId::new("pro").unwrap()),
+                billed: BTreeSet::from([requests_meter.clone()]),
+                segment_start: at(segment.0),
+                segment_end: at(segment.1),
+                clock_offset_secs: 0,
+            }),
+            counted: BTreeMap::from([(requests_meter, requests), (MeterId::new("unbilled").unwrap(), 9)]),
+        }
+    }
+
+    const SEGMENT: (&str, &str) = ("2026-11-10T08:30:15Z", "2026-12-10T08:30:15Z");
+
+    fn minute(day: &str, now: &str) -> String {
+        let tally = tally(day, SEGMENT, 1);
+        reporting_minute(tally.day, tally.billing.as_ref().unwrap(), at(now)).map_or("-".into(), |minute| minute.to_string())
+    }
+
+    #[test]
+    fn a_report_carries_a_whole_minute_inside_its_segment_on_its_day() {
+        for (day, now, expected) in [
+            ("2026-11-20", "2026-11-20T12:34:56Z", "2026-11-20T12:34:00Z"),
+            ("2026-11-20", "2026-11-25T00:00:00Z", "2026-11-20T23:59:00Z"),
+            ("2026-12-10", "2026-12-11T00:00:00Z", "2026-12-10T08:30:00Z"),
+            ("2026-11-10", "2026-11-10T08:30:20Z", "2026-11-10T08:31:00Z"),
+            ("2026-11-10", "2026-11-10T08:31:00Z", "2026-11-10T08:31:00Z"),
+            ("2026-11-20", "2026-11-19T00:00:00Z", "-"),
+        ] {
+            assert_eq!(minute(day, now), expected, "{day} at {now}");
+        }
+        let short = tally("2026-11-10", ("2026-11-10T08:30:15Z", "2026-11-10T08:30:59Z"), 1);
+        assert_eq!(reporting_minute(short.day, short.billing.as_ref().unwrap(), at("2026-11-11T00:00:00Z")), None);
+    }
+
+    #[test]
+    fn an_intent_is_fixed_until_its_fate_is_known() {
+        let now = at("2026-11-20T12:00:30Z");
+        let requests = MeterId::new("requests").unwrap();
+        let prices = PriceList::shipped().unwrap();
+        let mut book = Book::default();
+        let mut tally = tally("2026-11-20", SEGMENT, 10);
+        assert!(intend(&tally, &mut book, now, || "id-1".into()));
+        let sent = to_send(&tally, &book, &prices, now);
+        assert_eq!(sent[0].1.identifier, "id-1");
+        assert_eq!((sent.len(), sent[0].1.quantity, sent[0].1.minute), (1, 10, at("2026-11-20T12:00:00Z")));
+
+        // More is counted meanwhile, and the fate of the first report stays unknown: it is sent again as it was.
+        tally.counted.insert(requests.clone(), 15);
+        settle(&mut book, &requests, Fate::Unknown);
+        assert!(!intend(&tally, &mut book, now.plus_secs(600), || "id-2".into()));
+        assert_eq!(to_send(&tally, &book, &prices, now.plus_secs(600)), sent);
+        assert!(!is_settled(&tally, &book));
+
+        settle(&mut book, &requests, Fate::Delivered);
+        assert!(intend(&tally, &mut book, now, || "id-2".into()));
+        let intent = book.meters[&requests].intent.clone().unwrap();
+        assert_eq!((intent.quantity, intent.confirmed_before), (5, 10));
+        settle(&mut book, &requests, Fate::Delivered);
+        assert!(is_settled(&tally, &book));
+        assert_eq!((book.meters[&requests].reported, book.meters[&requests].confirmed_in_last_minute), (15, 15));
+    }
+
+    #[test]
+    fn an_intent_of_unknown_fate_is_not_resent_after_20_hours() {
+        let now = at("2026-11-20T12:00:30Z");
+        let (mut book, tally) = (Book::default(), tally("2026-11-20", SEGMENT, 10));
+        let prices = PriceList::shipped().unwrap();
+        intend(&tally, &mut book, now, || "id-1".into());
+        let last = now.plus_secs(RESEND_WITHIN_SECS - 1);
+        assert_eq!((to_send(&tally, &book, &prices, last).len(), overdue_intents(&book, last).len()), (1, 0));
+        let late = now.plus_secs(RESEND_WITHIN_SECS);
+        assert_eq!((to_send(&tally, &book, &prices, late).len(), overdue_intents(&book, late).len()), (0, 1));
+        assert!(!intend(&tally, &mut book, late, || "id-2".into()), "and nothing new is reported past it");
+    }
+
+    #[test]
+    fn the_free_tier_is_never_reported_and_a_refusal_is_quarantined() {
+        let now = at("2026-11-20T12:00:30Z");
+        let requests = MeterId::new("requests").unwrap();
+        let mut free = tally("2026-11-20", SEGMENT, 10);
+        free.billing = None;
+        let mut book = Book::default();
+        assert!(!intend(&free, &mut book, now, || unreachable!()) && is_settled(&free, &book));
+        let billed = tally("2026-11-20", SEGMENT, 10);
+        intend(&billed, &mut book, now, || "id-1".into());
+        settle(&mut book, &requests, Fate::Refused);
+        assert_eq!((book.meters[&requests].reported, book.meters[&requests].quarantined), (0, 10));
+        assert!(is_settled(&billed, &book));
+    }
+
+    proptest! {
+        /// G3: whatever is counted, sent, lost and refused, in any order, what is reported never exceeds what was counted, and
+        /// at rest nothing is missing.
+        #[test]
+        fn reported_never_exceeds_counted_and_at_rest_nothing_is_missing(steps in proptest::collection::vec((0_u64..50, 0_u8..3), 1..60)) {
+            let requests = MeterId::new("requests").unwrap();
+            let mut tally = tally("2026-11-20", SEGMENT, 0);
+            let mut book = Book::default();
+            let mut now = at("2026-11-20T00:00:00Z");
+            let mut next = 0_u32;
+            for (counted, fate) in steps {
+                *tally.counted.get_mut(&requests).unwrap() += counted;
+                now = now.plus_secs(61);
+                intend(&tally, &mut book, now, || { next += 1; next.to_string() });
+                settle(&mut book, &requests, [Fate::Delivered, Fate::Refused, Fate::Unknown][usize::from(fate)]);
+                let entry = book.meters.get(&requests).cloned().unwrap_or_default();
+                let under_way = entry.intent.as_ref().map_or(0, |intent| intent.quantity);
+                prop_assert!(entry.reported + entry.quarantined + under_way <= tally.counted[&requests]);
+            }
+            for _ in 0..2 {
+                intend(&tally, &mut book, now, || { next += 1; next.to_string() });
+                settle(&mut book, &requests, Fate::Delivered);
+            }
+            let entry = book.meters.get(&requests).cloned().unwrap_or_default();
+            prop_assert_eq!(entry.reported + entry.quarantined, tally.counted[&requests]);
+            prop_assert!(is_settled(&tally, &book));
+        }
+    }
 }

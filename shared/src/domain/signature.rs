@@ -112,12 +112,9 @@ impl<'a> Signed<'a> {
         let mut candidates = Vec::new();
         for part in header.split(',') {
             match part.trim().split_once('=')? {
-                ("t", text) => {
-                    // Two moments would leave open which one was signed.
-                    if timestamp_text.replace(text).is_some() {
-                        return None;
-                    }
-                }
+                // Two moments would leave open which one was signed.
+                ("t", _) if timestamp_text.is_some() => return None,
+                ("t", text) => timestamp_text = Some(text),
                 ("v1", hexadecimal) => {
                     let mut candidate = [0_u8; 32];
                     if hex::decode_to_slice(hexadecimal, &mut candidate).is_ok() {

@@ -126,9 +126,8 @@ pub fn decide(
 pub fn may_skip(account: &Account, failure: Option<&PaymentFailure>, sent_at_ms: i64, replay: bool) -> bool {
     const MARGIN_MS: i64 = 2_000;
     let seen = account.fetched_at_ms >= sent_at_ms.saturating_add(MARGIN_MS);
-    let tells_nothing_new = failure.is_none_or(|failure| {
-        account.overdue.get(&failure.invoice).is_none_or(|overdue| overdue.since <= failure.at)
-    });
+    let tells_nothing_new =
+        failure.is_none_or(|failure| account.overdue.get(&failure.invoice).is_none_or(|overdue| overdue.since <= failure.at));
     seen && tells_nothing_new && !replay
 }
 
@@ -257,8 +256,19 @@ fn segments(
         }
         _ => {}
     }
-    segments.retain(|segment| segment.renews.is_some() || now.secs_since(segment.end) < SEGMENT_KEPT_SECS);
+    forget(&mut segments, now);
     segments
+}
+
+/// Drops the segments that no usage can fall into any more. A segment reaches to where the next one begins.
+fn forget(segments: &mut Vec<Segment>, now: EpochSecs) {
+    let ends: Vec<Option<EpochSecs>> = segments
+        .iter()
+        .zip(segments.iter().skip(1).map(|next| Some(next.start)).chain([None]))
+        .map(|(segment, next_start)| next_start.or(segment.renews.is_none().then_some(segment.end)))
+        .collect();
+    let mut ends = ends.into_iter();
+    segments.retain(|_| ends.next().flatten().is_none_or(|end| now.secs_since(end) < SEGMENT_KEPT_SECS));
 }
 
 fn present_segment(
@@ -269,11 +279,8 @@ fn present_segment(
 ) -> Option<Segment> {
     // The metered prices share one interval, so any of them tells the period; without one, the flat price does.
     let item = chosen.items.iter().find(|item| item.metered).or_else(|| chosen.items.first())?;
-    let billed: BTreeSet<MeterId> = chosen
-        .items
-        .iter()
-        .filter_map(|item| prices.price(item.lookup_key.as_deref()?)?.1.meter().cloned())
-        .collect();
+    let billed: BTreeSet<MeterId> =
+        chosen.items.iter().filter_map(|item| prices.price(item.lookup_key.as_deref()?)?.1.meter().cloned()).collect();
     let (start, end) = item.period;
     Some(Segment {
         subscription: chosen.id.clone(),
@@ -311,4 +318,301 @@ fn renew_or_switch(segments: &mut Vec<Segment>, mut present: Segment, now: Epoch
         last.renews = None;
     }
     segments.push(present);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::{
+        access::{State, standing},
+        facts::InvoiceFacts,
+        id::SubscriptionId,
+        notice::NoticeKind,
+        period::Cycle,
+        price_list::Interval,
+    };
+
+    const START: &str = "2026-11-10T00:00:00Z";
+
+    fn at(text: &str) -> EpochSecs {
+        EpochSecs::parse_rfc3339(text).unwrap()
+    }
+
+    fn ms(text: &str) -> i64 {
+        at(text).as_secs() * 1000
+    }
+
+    fn user(id: &str) -> UserId {
+        UserId::new(id).unwrap()
+    }
+
+    fn prices() -> PriceList {
+        PriceList::shipped().unwrap()
+    }
+
+    fn item(lookup_key: &str, start: &str) -> ItemFacts {
+        let cycle = Cycle { anchor: at(START), interval: Interval::Month, count: 1 };
+        let period = cycle.period_containing(at(start));
+        ItemFacts { lookup_key: Some(lookup_key.into()), metered: lookup_key != "pro_base", period, cycle }
+    }
+
+    fn pro(id: &str, status: Status, period: &str) -> SubscriptionFacts {
+        SubscriptionFacts {
+            id: SubscriptionId::new(id).unwrap(),
+            status,
+            created: at(START),
+            user_id: Some(user("ada")),
+            items: ["pro_base", "pro_requests", "pro_tokens_in", "pro_tokens_out"].map(|key| item(key, period)).into(),
+            billing_cycle_anchor: at(START),
+            trial_end: None,
+            cancel_at: None,
+            ended_at: None,
+            latest_invoice: Some(InvoiceId::new("in_1").unwrap()),
+            flexible: true,
+        }
+    }
+
+    fn facts(customer: &str, subscriptions: Vec<SubscriptionFacts>) -> CustomerFacts {
+        CustomerFacts {
+            customer: CustomerId::new(customer).unwrap(),
+            deleted: false,
+            user_id: None,
+            test_clock: None,
+            subscriptions,
+            open_invoices: Vec::new(),
+            checkout_users: Vec::new(),
+        }
+    }
+
+    fn open(invoice: &str, attempted: bool) -> InvoiceFacts {
+        InvoiceFacts {
+            id: InvoiceId::new(invoice).unwrap(),
+            subscription: Some(SubscriptionId::new("sub_1").unwrap()),
+            created: at("2026-12-10T00:00:00Z"),
+            attempted,
+        }
+    }
+
+    fn past_due() -> CustomerFacts {
+        let mut facts = facts("cus_1", vec![pro("sub_1", Status::PastDue, "2026-12-10T00:00:00Z")]);
+        facts.open_invoices = vec![open("in_1", true)];
+        facts
+    }
+
+    fn failed(invoice: &str, moment: &str) -> PaymentFailure {
+        PaymentFailure { invoice: InvoiceId::new(invoice).unwrap(), at: at(moment) }
+    }
+
+    /// Decides and commits.
+    fn commit(
+        before: Option<&Account>,
+        facts: &CustomerFacts,
+        failure: Option<&PaymentFailure>,
+        now: &str,
+    ) -> (Account, Vec<NoticeKind>, Vec<Alarm>) {
+        match decide(&prices(), before, &user("ada"), facts, failure, ms(now)) {
+            Decision::Commit { account, notices, alarms } => {
+                (*account, notices.iter().map(|notice| notice.kind).collect(), alarms)
+            }
+            Decision::SecondClaimant { held_by } => panic!("a second claimant, held by {held_by}"),
+        }
+    }
+
+    #[test]
+    fn a_checkout_provisions_once() {
+        let facts = facts("cus_1", vec![pro("sub_1", Status::Active, START)]);
+        let (account, told, alarms) = commit(None, &facts, None, "2026-11-10T00:00:05Z");
+        assert_eq!((account.version, told, alarms), (1, vec![NoticeKind::AccountProvisioned], vec![]));
+        assert_eq!(account.segments.len(), 1);
+        let (again, told, _) = commit(Some(&account), &facts, None, "2026-11-10T00:00:09Z");
+        assert_eq!((again.version, told), (2, vec![]));
+        assert_eq!(again.segments, account.segments);
+    }
+
+    #[test]
+    fn the_user_is_joined_by_subscription_then_customer_then_checkout_session() {
+        let mut joined = facts("cus_1", vec![pro("sub_1", Status::Active, START)]);
+        joined.user_id = Some(user("bob"));
+        joined.checkout_users = vec![user("eve"), user("dan")];
+        assert_eq!(joined_user(&joined), Some(&user("ada")));
+        joined.subscriptions[0].user_id = None;
+        assert_eq!(joined_user(&joined), Some(&user("bob")));
+        joined.user_id = None;
+        assert_eq!(joined_user(&joined), Some(&user("eve")));
+        joined.checkout_users.clear();
+        assert_eq!(joined_user(&joined), None);
+    }
+
+    #[test]
+    fn a_user_keeps_its_customer_while_that_one_has_a_live_subscription() {
+        let (mut account, ..) = commit(None, &facts("cus_1", vec![pro("sub_1", Status::Active, START)]), None, START);
+        let other = facts("cus_2", vec![pro("sub_2", Status::Active, START)]);
+        let decision = decide(&prices(), Some(&account), &user("ada"), &other, None, ms(START));
+        assert_eq!(decision, Decision::SecondClaimant { held_by: account.customer_id.clone() });
+        account.subscription.as_mut().unwrap().status = Status::Canceled;
+        let (account, ..) = commit(Some(&account), &other, None, "2026-11-12T00:00:00Z");
+        assert_eq!((account.customer_id.as_str(), account.segments.len()), ("cus_2", 2));
+    }
+
+    /// G2: whichever is seen first, grace starts at the earliest known failure of the invoice, and only ever moves earlier.
+    #[test]
+    fn grace_starts_at_the_earliest_known_failure_and_only_moves_earlier() {
+        let (account, ..) = commit(None, &facts("cus_1", vec![pro("sub_1", Status::Active, START)]), None, START);
+        let since = |account: &Account| account.overdue_since().unwrap().to_string();
+        // The fetch shows it first.
+        let (fetched, told, _) = commit(Some(&account), &past_due(), None, "2026-12-10T03:00:00Z");
+        assert_eq!((since(&fetched).as_str(), told), ("2026-12-10T03:00:00Z", vec![NoticeKind::GraceStarted]));
+        // An earlier failure comes late and moves it; a later one does not.
+        let early = failed("in_1", "2026-12-10T01:00:00Z");
+        let (moved, ..) = commit(Some(&fetched), &past_due(), Some(&early), "2026-12-10T04:00:00Z");
+        assert_eq!(since(&moved), "2026-12-10T01:00:00Z");
+        let (kept, ..) = commit(Some(&moved), &past_due(), Some(&failed("in_1", "2026-12-11T00:00:00Z")), "2026-12-12T00:00:00Z");
+        assert_eq!(since(&kept), "2026-12-10T01:00:00Z");
+        // In the other order the end is the same.
+        let (first, ..) = commit(Some(&account), &past_due(), Some(&early), "2026-12-10T04:00:00Z");
+        assert_eq!(since(&first), "2026-12-10T01:00:00Z");
+        // A failure of a paid invoice is history.
+        let paid = facts("cus_1", vec![pro("sub_1", Status::Active, "2026-12-10T00:00:00Z")]);
+        let (paid, told, _) = commit(Some(&kept), &paid, Some(&early), "2026-12-12T00:00:00Z");
+        assert_eq!((paid.overdue.len(), told), (0, vec![NoticeKind::GraceCleared]));
+    }
+
+    #[test]
+    fn a_failure_stamped_by_another_clock_than_its_invoice_counts_from_the_fetch() {
+        for impossible in ["2026-12-09T23:59:59Z", "2026-12-10T03:00:01Z"] {
+            let failure = failed("in_1", impossible);
+            let (account, ..) = commit(None, &past_due(), Some(&failure), "2026-12-10T03:00:00Z");
+            assert_eq!(account.overdue_since().unwrap().to_string(), "2026-12-10T03:00:00Z", "{impossible}");
+        }
+    }
+
+    #[test]
+    fn paying_another_invoice_does_not_end_the_grace_of_this_one() {
+        let mut two = past_due();
+        two.open_invoices.push(open("in_2", true));
+        let (account, ..) = commit(None, &two, None, "2026-12-10T03:00:00Z");
+        assert_eq!(account.overdue.len(), 2);
+        let (account, ..) = commit(Some(&account), &past_due(), None, "2026-12-11T03:00:00Z");
+        assert_eq!(account.overdue.keys().map(InvoiceId::as_str).collect::<Vec<_>>(), ["in_1"]);
+        assert_eq!(account.overdue_since().unwrap().to_string(), "2026-12-10T03:00:00Z");
+    }
+
+    #[test]
+    fn another_subscriptions_invoice_and_one_not_attempted_start_no_grace() {
+        let mut facts = past_due();
+        facts.subscriptions[0].status = Status::Active;
+        facts.open_invoices = vec![open("in_1", false), open("in_2", true)];
+        facts.open_invoices[1].subscription = None;
+        let (account, ..) = commit(None, &facts, None, "2026-12-10T03:00:00Z");
+        assert_eq!(account.overdue.len(), 0);
+    }
+
+    #[test]
+    fn cancelled_by_dunning_keeps_access_to_the_end_of_grace() {
+        let mut cancelled = past_due();
+        cancelled.subscriptions[0].status = Status::Canceled;
+        cancelled.subscriptions[0].ended_at = Some(at("2026-12-12T00:00:00Z"));
+        let (account, ..) = commit(None, &past_due(), None, "2026-12-10T03:00:00Z");
+        let (account, told, _) = commit(Some(&account), &cancelled, None, "2026-12-12T00:00:05Z");
+        assert_eq!(told, vec![]);
+        let state = |moment: &str| standing(Some(&account), &prices(), at(moment)).state;
+        assert_eq!((state("2026-12-17T02:59:59Z"), state("2026-12-17T03:00:00Z")), (State::Grace, State::Ended));
+        assert_eq!(account.segments[0].end, at("2026-12-12T00:00:00Z"));
+    }
+
+    #[test]
+    fn an_unknown_price_keeps_the_last_known_plan_and_is_alarmed() {
+        let mut strange = facts("cus_1", vec![pro("sub_1", Status::Active, START)]);
+        let (account, ..) = commit(None, &strange, None, START);
+        strange.subscriptions[0].items = vec![item("enterprise_base", START)];
+        let (account, told, alarms) = commit(Some(&account), &strange, None, START);
+        assert_eq!(account.subscription.unwrap().plan.unwrap().as_str(), "pro");
+        assert_eq!((told, alarms), (vec![], vec![Alarm::UnknownPrice { lookup_key: Some("enterprise_base".into()) }]));
+        let (new, _, alarms) = commit(None, &strange, None, START);
+        assert_eq!((new.subscription.as_ref().unwrap().plan.clone(), alarms.len()), (None, 1));
+        assert_eq!(standing(Some(&new), &prices(), at(START)).state, State::Active, "never a silent free plan");
+    }
+
+    #[test]
+    fn a_status_newer_than_we_know_leaves_the_account_as_it_was() {
+        let mut strange = facts("cus_1", vec![pro("sub_1", Status::Active, START)]);
+        let (account, ..) = commit(None, &strange, None, START);
+        strange.subscriptions[0].status = Status::Other("hibernating".into());
+        let (account, told, alarms) = commit(Some(&account), &strange, None, START);
+        assert_eq!((account.subscription.unwrap().status, told), (Status::Active, vec![]));
+        assert_eq!(alarms, vec![Alarm::UnknownStatus { status: "hibernating".into() }]);
+        assert_eq!(commit(None, &strange, None, START).0.subscription, None);
+    }
+
+    #[test]
+    fn a_classic_subscription_and_a_double_one_are_alarmed() {
+        let mut two = facts("cus_1", vec![pro("sub_1", Status::PastDue, START), pro("sub_2", Status::Active, START)]);
+        two.subscriptions[1].flexible = false;
+        let (account, _, alarms) = commit(None, &two, None, START);
+        assert_eq!(account.subscription.unwrap().id.as_str(), "sub_2");
+        assert_eq!(alarms, vec![Alarm::SeveralSubscriptions, Alarm::NotFlexible]);
+    }
+
+    #[test]
+    fn a_renewal_adds_a_segment_and_a_price_switch_cuts_one() {
+        let (account, ..) = commit(None, &facts("cus_1", vec![pro("sub_1", Status::Active, START)]), None, START);
+        let renewed = facts("cus_1", vec![pro("sub_1", Status::Active, "2026-12-10T00:00:00Z")]);
+        let (account, ..) = commit(Some(&account), &renewed, None, "2026-12-10T00:00:05Z");
+        let shown = |account: &Account| {
+            account
+                .segments
+                .iter()
+                .map(|segment| format!("{} {} {}", segment.start, segment.end, segment.billed.len()))
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(
+            shown(&account),
+            ["2026-11-10T00:00:00Z 2026-12-10T00:00:00Z 3", "2026-12-10T00:00:00Z 2027-01-10T00:00:00Z 3"]
+        );
+        let mut switched = renewed;
+        switched.subscriptions[0].items.truncate(2);
+        let (account, ..) = commit(Some(&account), &switched, None, "2026-12-20T12:00:00Z");
+        let expected = [
+            "2026-11-10T00:00:00Z 2026-12-10T00:00:00Z 3",
+            "2026-12-10T00:00:00Z 2026-12-20T12:00:00Z 3",
+            "2026-12-20T12:00:00Z 2027-01-10T00:00:00Z 1",
+        ];
+        assert_eq!(shown(&account), expected);
+        let (account, ..) = commit(Some(&account), &switched, None, "2026-12-21T12:00:00Z");
+        assert_eq!(shown(&account), expected, "and the same facts again change nothing");
+        let (kept, ..) = commit(Some(&account), &switched, None, "2027-01-18T23:59:59Z");
+        assert_eq!(kept.segments.len(), 3);
+        let (account, ..) = commit(Some(&account), &switched, None, "2027-01-19T00:00:00Z");
+        assert_eq!(account.segments.len(), 2, "a segment is forgotten 40 days after its end");
+    }
+
+    #[test]
+    fn a_test_clock_moves_the_accounts_time_and_a_deleted_customer_ends() {
+        let mut clocked = past_due();
+        clocked.test_clock = Some(at("2026-12-10T02:00:00Z"));
+        let (account, ..) = commit(None, &clocked, None, "2026-11-22T12:00:00Z");
+        assert_eq!(account.overdue_since().unwrap().to_string(), "2026-12-10T02:00:00Z");
+        assert_eq!(account.local_time(at("2026-11-22T12:00:01Z")).to_string(), "2026-12-10T02:00:01Z");
+        let mut deleted = facts("cus_1", vec![]);
+        deleted.deleted = true;
+        let (account, told, _) = commit(Some(&account), &deleted, None, "2026-12-11T00:00:00Z");
+        assert_eq!(account.subscription.unwrap().status, Status::Canceled);
+        assert_eq!(told, vec![NoticeKind::SubscriptionEnded]);
+    }
+
+    #[test]
+    fn a_hint_is_skipped_only_if_what_it_tells_was_fetched_since() {
+        let (account, ..) = commit(None, &past_due(), None, "2026-12-10T03:00:00Z");
+        let sent = account.fetched_at_ms - 2_000;
+        assert!(may_skip(&account, None, sent, false));
+        assert!(!may_skip(&account, None, sent + 1, false), "less than 2 s after it was sent");
+        assert!(!may_skip(&account, None, sent, true), "a replay");
+        let earlier = failed("in_1", "2026-12-10T01:00:00Z");
+        assert!(!may_skip(&account, Some(&earlier), sent, false), "a failure that begins grace earlier");
+        assert!(may_skip(&account, Some(&failed("in_1", "2026-12-10T03:00:00Z")), sent, false));
+        assert!(
+            may_skip(&account, Some(&failed("in_9", "2026-12-10T01:00:00Z")), sent, false),
+            "an invoice that was not open then"
+        );
+    }
 }

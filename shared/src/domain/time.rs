@@ -95,9 +95,7 @@ impl EpochSecs {
     /// The civil date and time in UTC.
     #[must_use]
     pub fn civil(self) -> civil::DateTime {
-        let timestamp = Timestamp::UNIX_EPOCH
-            .checked_add(SignedDuration::from_secs(self.0))
-            .unwrap_or(Timestamp::UNIX_EPOCH);
+        let timestamp = Timestamp::UNIX_EPOCH.checked_add(SignedDuration::from_secs(self.0)).unwrap_or(Timestamp::UNIX_EPOCH);
         timestamp.to_zoned(TimeZone::UTC).datetime()
     }
 

@@ -1,1 +1,358 @@
-//! To come.
+//! Usage events as AI services report them: one call each (the contract, 3.2).
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use super::{
+    id::{InvalidId, RequestId, UserId},
+    price_list::Counts,
+    time::EpochSecs,
+};
+
+/// The most events one message may hold.
+pub const MAX_EVENTS_PER_MESSAGE: usize = 1_000;
+/// The greatest quantity of anything in one event: 15 digits, which is also the most a Stripe meter event takes.
+pub const MAX_QUANTITY: u64 = 999_999_999_999_999;
+/// How much of the fields we do not know is kept in the audit, in bytes of JSON.
+pub const MAX_EXTRA_BYTES: usize = 8_192;
+const MAX_ENDPOINT_CHARS: usize = 1_024;
+const MAX_WORD_CHARS: usize = 256;
+const MAX_UNITS: usize = 50;
+
+/// One call of an AI service.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UsageEvent {
+    /// The request it served.
+    pub request_id: RequestId,
+    /// Who made it.
+    pub user_id: UserId,
+    /// Which endpoint of the service was called.
+    pub endpoint: String,
+    /// Which model answered.
+    pub model: Option<String>,
+    /// How much was used.
+    pub quantities: Quantities,
+    /// Whether the call succeeded. A failed one is audited and never billed.
+    pub success: bool,
+    /// When the call was made, as reported.
+    pub timestamp: EpochSecs,
+    /// Which attempt of the request it was.
+    pub attempt: Option<u64>,
+    /// The service's own word for what came of it.
+    pub outcome: Option<String>,
+    /// The fields we do not know, as JSON.
+    pub extra: Option<String>,
+    /// Whether those fields were too many to keep.
+    pub extra_cut: bool,
+}
+
+/// What one call used. Two reports of one request agree if these are equal.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Quantities {
+    /// Tokens read.
+    pub tokens_in: u64,
+    /// Tokens written.
+    pub tokens_out: u64,
+    /// Tokens served from a cache.
+    #[serde(default)]
+    pub tokens_cached: u64,
+    /// Further units by name.
+    #[serde(default)]
+    pub units: BTreeMap<String, u64>,
+}
+
+impl Quantities {
+    /// How much of it a meter counts.
+    #[must_use]
+    pub fn counted_by(&self, counts: &Counts) -> u64 {
+        match counts {
+            Counts::Requests => 1,
+            Counts::TokensIn => self.tokens_in,
+            Counts::TokensOut => self.tokens_out,
+            Counts::TokensCached => self.tokens_cached,
+            Counts::Unit(name) => self.units.get(name).copied().unwrap_or(0),
+        }
+    }
+}
+
+impl UsageEvent {
+    /// The event as JSON in the form it is reported in, so that it can be replayed.
+    #[must_use]
+    pub fn to_json(&self) -> String {
+        let mut object = match self.extra.as_deref().map(serde_json::from_str) {
+            Some(Ok(Value::Object(extra))) => extra,
+            _ => Map::new(),
+        };
+        let mut set = |field: &str, value: Value| object.insert(field.to_owned(), value);
+        set("request_id", self.request_id.as_str().into());
+        set("user_id", self.user_id.as_str().into());
+        set("endpoint", self.endpoint.as_str().into());
+        set("tokens_in", self.quantities.tokens_in.into());
+        set("tokens_out", self.quantities.tokens_out.into());
+        set("tokens_cached", self.quantities.tokens_cached.into());
+        set("units", self.quantities.units.iter().map(|(name, quantity)| (name.clone(), Value::from(*quantity))).collect());
+        set("success", self.success.into());
+        set("timestamp", self.timestamp.to_string().into());
+        set("model", self.model.clone().into());
+        set("attempt", self.attempt.into());
+        set("outcome", self.outcome.clone().into());
+        Value::Object(object).to_string()
+    }
+}
+
+/// Why something that came in is no usage event. The text names the field and what to do.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Invalid {
+    /// The message is not JSON.
+    #[error("the message body is not JSON")]
+    NotJson,
+    /// The message is JSON, but neither an event nor `{"events":[…]}`.
+    #[error("the message body is neither a usage event nor {{\"events\":[…]}}")]
+    NotAnEvent,
+    /// The message has too many events.
+    #[error("the message has more than {MAX_EVENTS_PER_MESSAGE} events; send several messages")]
+    TooManyEvents,
+    /// A required field is not there.
+    #[error("{0} is missing")]
+    Missing(&'static str),
+    /// A field is of the wrong type or beyond its limits.
+    #[error("{field}: {problem}")]
+    Field {
+        /// Which field.
+        field: &'static str,
+        /// What is wrong with it.
+        problem: &'static str,
+    },
+    /// An identifier is empty or too long.
+    #[error(transparent)]
+    Id(#[from] InvalidId),
+}
+
+/// One entry of a message: an event, or what is wrong with it along with the JSON it came as.
+pub type Entry = Result<UsageEvent, (Invalid, String)>;
+
+/// Reads a message: one event, or `{"events":[…]}` with up to 1,000 of them. One bad event never harms another.
+///
+/// # Errors
+/// [`Invalid`] if the message as a whole cannot be read.
+pub fn read_message(body: &str) -> Result<Vec<Entry>, Invalid> {
+    let value: Value = serde_json::from_str(body).map_err(|_| Invalid::NotJson)?;
+    let Value::Object(mut object) = value else { return Err(Invalid::NotAnEvent) };
+    match object.remove("events") {
+        Some(Value::Array(events)) if !object.contains_key("request_id") => {
+            if events.len() > MAX_EVENTS_PER_MESSAGE {
+                return Err(Invalid::TooManyEvents);
+            }
+            Ok(events.into_iter().map(read_entry).collect())
+        }
+        Some(events) if object.contains_key("request_id") => {
+            // An event of its own with a field of that name, which is none of ours.
+            object.insert("events".to_owned(), events);
+            Ok(vec![read_entry(Value::Object(object))])
+        }
+        Some(_) => Err(Invalid::NotAnEvent),
+        None => Ok(vec![read_entry(Value::Object(object))]),
+    }
+}
+
+fn read_entry(value: Value) -> Entry {
+    let raw = value.to_string();
+    let Value::Object(object) = value else { return Err((Invalid::NotAnEvent, raw)) };
+    read_event(object).map_err(|invalid| (invalid, raw))
+}
+
+fn read_event(mut object: Map<String, Value>) -> Result<UsageEvent, Invalid> {
+    let mut take = |field: &'static str| object.remove(field).filter(|value| !value.is_null());
+    let request_id = RequestId::new(required_text(take("request_id"), "request_id")?)?;
+    let user_id = UserId::new(required_text(take("user_id"), "user_id")?)?;
+    let endpoint = short(required_text(take("endpoint"), "endpoint")?, "endpoint", MAX_ENDPOINT_CHARS)?;
+    let tokens_in = quantity(take("tokens_in").ok_or(Invalid::Missing("tokens_in"))?, "tokens_in")?;
+    let tokens_out = quantity(take("tokens_out").ok_or(Invalid::Missing("tokens_out"))?, "tokens_out")?;
+    let success = match take("success").ok_or(Invalid::Missing("success"))? {
+        Value::Bool(success) => success,
+        _ => return Err(Invalid::Field { field: "success", problem: "must be true or false" }),
+    };
+    let timestamp = timestamp(&take("timestamp").ok_or(Invalid::Missing("timestamp"))?)?;
+    let model = optional_text(take("model"), "model")?;
+    let tokens_cached = take("tokens_cached").map_or(Ok(0), |value| quantity(value, "tokens_cached"))?;
+    let units = take("units").map_or(Ok(BTreeMap::new()), units)?;
+    let attempt = take("attempt").map(|value| quantity(value, "attempt")).transpose()?;
+    let outcome = optional_text(take("outcome"), "outcome")?;
+
+    let extra = (!object.is_empty()).then(|| Value::Object(object).to_string());
+    let extra_cut = extra.as_ref().is_some_and(|extra| extra.len() > MAX_EXTRA_BYTES);
+    Ok(UsageEvent {
+        request_id,
+        user_id,
+        endpoint,
+        model,
+        quantities: Quantities { tokens_in, tokens_out, tokens_cached, units },
+        success,
+        timestamp,
+        attempt,
+        outcome,
+        extra: extra.filter(|_| !extra_cut),
+        extra_cut,
+    })
+}
+
+fn required_text(value: Option<Value>, field: &'static str) -> Result<String, Invalid> {
+    match value.ok_or(Invalid::Missing(field))? {
+        Value::String(text) => Ok(text),
+        _ => Err(Invalid::Field { field, problem: "must be a string" }),
+    }
+}
+
+fn optional_text(value: Option<Value>, field: &'static str) -> Result<Option<String>, Invalid> {
+    let Some(value) = value else { return Ok(None) };
+    required_text(Some(value), field).and_then(|text| short(text, field, MAX_WORD_CHARS)).map(Some)
+}
+
+fn short(text: String, field: &'static str, max_chars: usize) -> Result<String, Invalid> {
+    if text.len() > max_chars && text.chars().count() > max_chars {
+        return Err(Invalid::Field { field, problem: "is too long" });
+    }
+    Ok(text)
+}
+
+fn quantity(value: Value, field: &'static str) -> Result<u64, Invalid> {
+    match value.as_u64() {
+        Some(quantity) if quantity <= MAX_QUANTITY => Ok(quantity),
+        Some(_) => Err(Invalid::Field { field, problem: "has more than 15 digits" }),
+        None => Err(Invalid::Field { field, problem: "must be a whole number, 0 or more" }),
+    }
+}
+
+fn units(value: Value) -> Result<BTreeMap<String, u64>, Invalid> {
+    let Value::Object(object) = value else {
+        return Err(Invalid::Field { field: "units", problem: "must be an object of whole numbers" });
+    };
+    if object.len() > MAX_UNITS {
+        return Err(Invalid::Field { field: "units", problem: "has more than 50 entries" });
+    }
+    object.into_iter().map(|(name, value)| Ok((short(name, "units", MAX_WORD_CHARS)?, quantity(value, "units")?))).collect()
+}
+
+fn timestamp(value: &Value) -> Result<EpochSecs, Invalid> {
+    /// 9999-12-31T23:59:59Z; what is beyond is most likely milliseconds.
+    const LAST_SECOND: i64 = 253_402_300_799;
+    let wrong = |problem| Invalid::Field { field: "timestamp", problem };
+    match value {
+        Value::String(text) => EpochSecs::parse_rfc3339(text).ok_or_else(|| wrong("must be RFC 3339, as 2026-11-22T12:00:00Z")),
+        number => match number.as_i64() {
+            Some(secs) if secs.abs() <= LAST_SECOND => Ok(EpochSecs::new(secs)),
+            Some(_) => Err(wrong("must be in seconds; this looks like milliseconds")),
+            None => Err(wrong("must be RFC 3339 or whole Unix seconds")),
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use expect_test::{Expect, expect};
+    use proptest::prelude::*;
+
+    const GOOD: &str = r#"{"request_id":"req_1","user_id":"ada","endpoint":"/v1/x","tokens_in":812,"tokens_out":240,"success":true,"timestamp":"2026-11-22T12:00:00Z"}"#;
+
+    fn with(field: &str, value: &str) -> String {
+        let mut event: Value = serde_json::from_str(GOOD).unwrap();
+        event[field] = serde_json::from_str(value).unwrap_or(Value::Null);
+        event.to_string()
+    }
+
+    fn only(body: &str) -> Entry {
+        let mut entries = read_message(body).unwrap();
+        assert_eq!(entries.len(), 1);
+        entries.remove(0)
+    }
+
+    fn check(body: &str, expected: &Expect) {
+        let shown = match read_message(body) {
+            Err(invalid) => invalid.to_string(),
+            Ok(entries) => {
+                let line = |entry: &Entry| match entry {
+                    Ok(event) => format!("{} {}", event.request_id, event.timestamp),
+                    Err((invalid, _)) => invalid.to_string(),
+                };
+                entries.iter().map(line).collect::<Vec<_>>().join("\n")
+            }
+        };
+        expected.assert_eq(&shown);
+    }
+
+    #[test]
+    fn one_bad_event_never_harms_another() {
+        check(
+            &format!(r#"{{"events":[{GOOD},7,{{}},{}]}}"#, with("timestamp", "1795348800")),
+            &expect![[r#"
+                req_1 2026-11-22T12:00:00Z
+                the message body is neither a usage event nor {"events":[…]}
+                request_id is missing
+                req_1 2026-11-22T12:00:00Z"#]],
+        );
+    }
+
+    #[test]
+    fn what_is_no_message_is_refused_whole() {
+        check("", &expect!["the message body is not JSON"]);
+        check("[1]", &expect![[r#"the message body is neither a usage event nor {"events":[…]}"#]]);
+        check(r#"{"events":7}"#, &expect![[r#"the message body is neither a usage event nor {"events":[…]}"#]]);
+        let many = vec![GOOD; 1_001].join(",");
+        check(&format!(r#"{{"events":[{many}]}}"#), &expect!["the message has more than 1000 events; send several messages"]);
+    }
+
+    #[test]
+    fn bad_fields_are_named_with_what_to_do() {
+        for (field, value, expected) in [
+            ("tokens_in", "-1", "tokens_in: must be a whole number, 0 or more"),
+            ("tokens_in", "1.5", "tokens_in: must be a whole number, 0 or more"),
+            ("tokens_in", "\"7\"", "tokens_in: must be a whole number, 0 or more"),
+            ("tokens_in", "1e400", "tokens_in is missing"),
+            ("tokens_out", "1000000000000000", "tokens_out: has more than 15 digits"),
+            ("tokens_out", "18446744073709551616", "tokens_out: must be a whole number, 0 or more"),
+            ("success", "\"true\"", "success: must be true or false"),
+            ("timestamp", "1795348800000", "timestamp: must be in seconds; this looks like milliseconds"),
+            ("timestamp", "1795348800.5", "timestamp: must be RFC 3339 or whole Unix seconds"),
+            ("timestamp", "\"yesterday\"", "timestamp: must be RFC 3339, as 2026-11-22T12:00:00Z"),
+            ("user_id", "\"\"", "user_id is empty"),
+            ("user_id", "7", "user_id: must be a string"),
+            ("endpoint", "null", "endpoint is missing"),
+            ("units", "{\"images\":-1}", "units: must be a whole number, 0 or more"),
+            ("units", "[]", "units: must be an object of whole numbers"),
+        ] {
+            let (invalid, raw) = only(&with(field, value)).unwrap_err();
+            assert_eq!(invalid.to_string(), expected, "{field} = {value}");
+            assert!(raw.contains("req_1"), "the event is kept as it came");
+        }
+        let long = format!("\"{}\"", "x".repeat(129));
+        assert_eq!(only(&with("request_id", &long)).unwrap_err().0.to_string(), "request_id is longer than 128 characters");
+    }
+
+    #[test]
+    fn optional_fields_may_be_null_and_unknown_ones_are_kept_up_to_8_kb() {
+        let event = only(&with("model", "null")).unwrap();
+        assert_eq!((event.model, event.extra), (None, None));
+        let event = only(&with("team", "\"blue\"")).unwrap();
+        assert_eq!((event.extra.as_deref(), event.extra_cut), (Some(r#"{"team":"blue"}"#), false));
+        let event = only(&with("blob", &format!("\"{}\"", "x".repeat(9_000)))).unwrap();
+        assert_eq!((event.extra, event.extra_cut), (None, true));
+    }
+
+    #[test]
+    fn an_event_is_replayed_as_it_came() {
+        for body in [GOOD.to_owned(), with("units", "{\"images\":2}"), with("attempt", "3"), with("team", "\"blue\"")] {
+            let event = only(&body).unwrap();
+            assert_eq!(only(&event.to_json()), Ok(event), "{body}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_message_panics(body in ".{0,300}") {
+            let _ = read_message(&body);
+        }
+    }
+}

@@ -1,0 +1,190 @@
+//! Accounts, with the customers, processed marks and notices that commit with them.
+
+use aws_sdk_dynamodb::{
+    error::SdkError,
+    operation::transact_write_items::TransactWriteItemsError,
+    types::{Put, TransactWriteItem, Update},
+};
+
+use super::{Changes, Item, Store, from_item, number, text, to_item, unavailable};
+use crate::{
+    domain::{
+        account::Account,
+        id::{CustomerId, EventId, UserId, shard_of},
+        time::{DAY_SECS, EpochSecs},
+    },
+    ports::{AccountChange, Accounts, Commit, CustomerRecord, CustomerStanding, DueAccounts, Unavailable},
+};
+
+/// How many keys the indexes of due accounts and of pending notices are spread over.
+const INDEX_SHARDS: u8 = 16;
+/// How long a processed mark is kept: Stripe resends for up to 30 days.
+const PROCESSED_KEPT_SECS: i64 = 35 * DAY_SECS;
+/// How long a notice is kept after it was committed.
+const NOTICE_KEPT_SECS: i64 = 90 * DAY_SECS;
+
+const ACCOUNT: &str = "reading an account";
+const CUSTOMER: &str = "reading a customer";
+const COMMIT: &str = "committing an account";
+
+impl Accounts for Store {
+    async fn account(&self, user_id: &UserId) -> Result<Option<Account>, Unavailable> {
+        let request = self.client.get_item().table_name(&self.tables.accounts).key("user_id", text(user_id.as_str()));
+        let answer = request.consistent_read(true).send().await.map_err(unavailable(ACCOUNT))?;
+        answer.item.map(|item| from_item(ACCOUNT, item)).transpose()
+    }
+
+    async fn customer(&self, customer: &CustomerId) -> Result<Option<CustomerRecord>, Unavailable> {
+        let request = self.client.get_item().table_name(&self.tables.customers).key("customer_id", text(customer.as_str()));
+        let answer = request.consistent_read(true).send().await.map_err(unavailable(CUSTOMER))?;
+        answer.item.map(|item| from_item(CUSTOMER, item)).transpose()
+    }
+
+    async fn is_processed(&self, event_id: &EventId) -> Result<bool, Unavailable> {
+        let request = self.client.get_item().table_name(&self.tables.processed).key("event_id", text(event_id.as_str()));
+        let answer = request.send().await.map_err(unavailable("reading a processed mark"))?;
+        Ok(answer.item.is_some())
+    }
+
+    async fn commit(&self, change: &AccountChange<'_>) -> Result<Commit, Unavailable> {
+        let account = change.account;
+        let mut items = vec![transact_update(self.account_update(change)?)];
+        let record = CustomerRecord {
+            customer_id: account.customer_id.clone(),
+            standing: CustomerStanding::Joined,
+            user_id: Some(account.user_id.clone()),
+            seen_at_ms: change.at_ms,
+        };
+        if let Some(event_id) = change.processed {
+            // Only an event can join a customer; the sweeper commits what time alone has changed.
+            items.push(transact_update(self.customer_update(&record)?));
+            items.push(transact_put(self.processed_put(event_id, change.at_ms)?));
+        }
+        for notice in change.notices {
+            let mut item = to_item("writing a notice", notice)?;
+            item.insert("pending_shard".to_owned(), text(format!("{:02}", shard_of(&notice.notice_id, INDEX_SHARDS))));
+            item.insert("committed_at_ms".to_owned(), number(change.at_ms));
+            item.insert("expires_at".to_owned(), number(EpochSecs::from_ms(change.at_ms).plus_secs(NOTICE_KEPT_SECS).as_secs()));
+            items.push(transact_put(put(&self.tables.outbox, item)?));
+        }
+        match self.client.transact_write_items().set_transact_items(Some(items)).send().await {
+            Ok(_) => Ok(Commit::Done),
+            Err(SdkError::ServiceError(error)) if lost_race(error.err()) => Ok(Commit::LostRace),
+            Err(error) => Err(unavailable(COMMIT)(error)),
+        }
+    }
+
+    async fn record(&self, record: &CustomerRecord, processed: &EventId) -> Result<(), Unavailable> {
+        let items =
+            vec![transact_update(self.customer_update(record)?), transact_put(self.processed_put(processed, record.seen_at_ms)?)];
+        let sent = self.client.transact_write_items().set_transact_items(Some(items)).send().await;
+        sent.map(|_| ()).map_err(unavailable("recording a customer"))
+    }
+}
+
+impl DueAccounts for Store {
+    async fn due(&self, now: EpochSecs, limit: usize) -> Result<Vec<UserId>, Unavailable> {
+        const WHAT: &str = "looking for accounts that are due";
+        let mut due = Vec::new();
+        for shard in 0..INDEX_SHARDS {
+            let mut start = None;
+            loop {
+                let query = self
+                    .client
+                    .query()
+                    .table_name(&self.tables.accounts)
+                    .index_name("due")
+                    .key_condition_expression("due_shard = :shard AND due_at <= :now")
+                    .expression_attribute_values(":shard", text(format!("{shard:02}")))
+                    .expression_attribute_values(":now", number(now.as_secs()))
+                    .set_exclusive_start_key(start);
+                let page = query.send().await.map_err(unavailable(WHAT))?;
+                for item in page.items.unwrap_or_default() {
+                    if due.len() >= limit {
+                        return Ok(due);
+                    }
+                    due.push(from_item::<DueKey>(WHAT, item)?.user_id);
+                }
+                start = page.last_evaluated_key;
+                if start.is_none() {
+                    break;
+                }
+            }
+        }
+        Ok(due)
+    }
+}
+
+#[derive(serde::Deserialize)]
+struct DueKey {
+    user_id: UserId,
+}
+
+impl Store {
+    fn account_update(&self, change: &AccountChange<'_>) -> Result<Update, Unavailable> {
+        let account = change.account;
+        let mut changes = Changes::default();
+        changes.set_all(to_item(COMMIT, account)?, &["user_id"]);
+        match change.next_due {
+            Some(due) => {
+                changes.set("due_shard", text(format!("{:02}", shard_of(account.user_id.as_str(), INDEX_SHARDS))));
+                changes.set("due_at", number(due.as_secs()));
+            }
+            None => {
+                changes.remove("due_shard");
+                changes.remove("due_at");
+            }
+        }
+        let condition = changes.if_version("user_id", account.version.saturating_sub(1));
+        update(&self.tables.accounts, ("user_id", account.user_id.as_str()), changes, Some(condition))
+    }
+
+    fn customer_update(&self, record: &CustomerRecord) -> Result<Update, Unavailable> {
+        let mut changes = Changes::default();
+        changes.set_all(to_item("recording a customer", record)?, &["customer_id"]);
+        update(&self.tables.customers, ("customer_id", record.customer_id.as_str()), changes, None)
+    }
+
+    fn processed_put(&self, event_id: &EventId, at_ms: i64) -> Result<Put, Unavailable> {
+        let expires_at = EpochSecs::from_ms(at_ms).plus_secs(PROCESSED_KEPT_SECS).as_secs();
+        let item = Item::from([
+            ("event_id".to_owned(), text(event_id.as_str())),
+            ("processed_at_ms".to_owned(), number(at_ms)),
+            ("expires_at".to_owned(), number(expires_at)),
+        ]);
+        put(&self.tables.processed, item)
+    }
+}
+
+fn update(table: &str, key: (&str, &str), changes: Changes, condition: Option<String>) -> Result<Update, Unavailable> {
+    Update::builder()
+        .table_name(table)
+        .key(key.0, text(key.1))
+        .update_expression(changes.expression())
+        .set_condition_expression(condition)
+        .set_expression_attribute_names(Some(changes.names))
+        .set_expression_attribute_values(Some(changes.values))
+        .build()
+        .map_err(|error| Unavailable { what: COMMIT, reason: error.to_string() })
+}
+
+fn put(table: &str, item: Item) -> Result<Put, Unavailable> {
+    let put = Put::builder().table_name(table).set_item(Some(item)).build();
+    put.map_err(|error| Unavailable { what: COMMIT, reason: error.to_string() })
+}
+
+fn transact_update(update: Update) -> TransactWriteItem {
+    TransactWriteItem::builder().update(update).build()
+}
+
+fn transact_put(put: Put) -> TransactWriteItem {
+    TransactWriteItem::builder().put(put).build()
+}
+
+/// Whether somebody else committed first: the account's condition did not hold, or another transaction was at the items.
+fn lost_race(error: &TransactWriteItemsError) -> bool {
+    let TransactWriteItemsError::TransactionCanceledException(cancelled) = error else { return false };
+    let codes = cancelled.cancellation_reasons().iter().filter_map(|reason| reason.code());
+    let mut codes = codes.filter(|code| *code != "None").peekable();
+    codes.peek().is_some() && codes.all(|code| matches!(code, "ConditionalCheckFailed" | "TransactionConflict"))
+}

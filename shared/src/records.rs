@@ -1,0 +1,74 @@
+//! The records of an SQS batch, each with an outcome of its own.
+
+use std::{future::Future, panic::AssertUnwindSafe};
+
+use aws_lambda_events::sqs::{BatchItemFailure, SqsBatchResponse, SqsMessage};
+use futures_util::FutureExt;
+
+/// A record's handling panicked. Only that record fails.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("handling the record panicked")]
+pub struct Panicked;
+
+/// A record that has to come again carries no message id, so it cannot be named in the answer: the whole batch has to come
+/// again. What was done of it is recognised then.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("a record without a message id has to come again, so the whole batch has to")]
+pub struct Nameless;
+
+/// Runs a future so that a panic in it is an error of its own.
+///
+/// # Errors
+/// [`Panicked`] if it did.
+pub async fn isolated<T>(work: impl Future<Output = T>) -> Result<T, Panicked> {
+    AssertUnwindSafe(work).catch_unwind().await.map_err(|_| Panicked)
+}
+
+/// The answer that names the records that have to come again, and no others.
+///
+/// # Errors
+/// [`Nameless`] if one of them has no id; an empty one in the answer would make the queue redeliver everything silently.
+pub fn answer<'a>(again: impl IntoIterator<Item = &'a SqsMessage>) -> Result<SqsBatchResponse, Nameless> {
+    let failure = |message: &SqsMessage| {
+        let id = message.message_id.as_deref().filter(|id| !id.is_empty()).ok_or(Nameless)?;
+        let mut failure = BatchItemFailure::default();
+        failure.item_identifier = id.to_owned();
+        Ok(failure)
+    };
+    let mut response = SqsBatchResponse::default();
+    response.batch_item_failures = again.into_iter().map(failure).collect::<Result<_, _>>()?;
+    Ok(response)
+}
+
+/// A record's attribute that holds a number: `SentTimestamp`, `ApproximateReceiveCount`.
+#[must_use]
+pub fn number_attribute(message: &SqsMessage, name: &str) -> Option<i64> {
+    message.attributes.get(name)?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn message(id: Option<&str>) -> SqsMessage {
+        let mut message = SqsMessage::default();
+        message.message_id = id.map(str::to_owned);
+        message
+    }
+
+    #[test]
+    fn only_named_records_are_answered() {
+        let [a, b] = [message(Some("a")), message(Some("b"))];
+        let response = answer([&a, &b]).unwrap();
+        let named: Vec<_> = response.batch_item_failures.iter().map(|failure| failure.item_identifier.as_str()).collect();
+        assert_eq!(named, ["a", "b"]);
+        assert_eq!(answer([&a, &message(Some(""))]).unwrap_err(), Nameless);
+        assert_eq!(answer([&message(None)]).unwrap_err(), Nameless);
+    }
+
+    #[tokio::test]
+    async fn a_panic_stays_with_its_record() {
+        assert_eq!(isolated(async { panic!("one record") }).await, Err::<(), _>(Panicked));
+        assert_eq!(isolated(async { 7 }).await, Ok(7));
+    }
+}

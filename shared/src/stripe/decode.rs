@@ -1,0 +1,289 @@
+//! The few fields we read of Stripe's objects, in the layout of the pinned API version, and what they mean.
+//!
+//! Every field is optional on the wire, because miniserde says of a missing one only that something is missing: we name it.
+//! Fields that Stripe moved (`current_period_end` of a subscription, `subscription` of an invoice) are read in their new place
+//! only.
+
+use miniserde::{Deserialize, json::Value};
+
+use crate::domain::{
+    facts::{InvoiceFacts, ItemFacts, Status, SubscriptionFacts},
+    hint::named_user,
+    id::{CustomerId, InvalidId, InvoiceId, SubscriptionId, UserId},
+    period::Cycle,
+    price_list::Interval,
+    time::EpochSecs,
+};
+
+/// The body of an answer that is no success.
+#[derive(Deserialize)]
+pub(super) struct ErrorBody {
+    pub(super) error: Option<ErrorFields>,
+}
+
+#[derive(Deserialize)]
+pub(super) struct ErrorFields {
+    pub(super) code: Option<String>,
+    pub(super) message: Option<String>,
+    pub(super) r#type: Option<String>,
+}
+
+/// A page of a list.
+#[derive(Deserialize)]
+pub(super) struct List<T> {
+    pub(super) data: Option<Vec<T>>,
+    pub(super) has_more: Option<bool>,
+}
+
+/// What can be listed page by page: the next page begins after the last one's id.
+pub(super) trait Listed: Deserialize {
+    fn id(&self) -> Option<&str>;
+}
+
+macro_rules! listed {
+    ($($name:ident),*) => {$(
+        impl Listed for $name {
+            fn id(&self) -> Option<&str> {
+                self.id.as_deref()
+            }
+        }
+    )*};
+}
+listed!(Customer, Subscription, Item, Invoice, CheckoutSession);
+
+#[derive(Deserialize, Default)]
+pub(super) struct Metadata {
+    user_id: Option<String>,
+}
+
+impl Metadata {
+    fn user(this: Option<&Self>) -> Option<UserId> {
+        named_user(this.and_then(|metadata| metadata.user_id.as_deref()))
+    }
+}
+
+#[derive(Deserialize)]
+pub(super) struct Customer {
+    pub(super) id: Option<String>,
+    deleted: Option<bool>,
+    livemode: Option<bool>,
+    metadata: Option<Metadata>,
+    test_clock: Option<Value>,
+}
+
+impl Customer {
+    pub(super) fn is_deleted(&self) -> bool {
+        self.deleted == Some(true)
+    }
+
+    pub(super) fn customer_id(&self) -> Result<CustomerId, String> {
+        id_of(self.id.as_deref(), "a customer", CustomerId::new)
+    }
+
+    pub(super) fn user_id(&self) -> Option<UserId> {
+        Metadata::user(self.metadata.as_ref())
+    }
+
+    /// The test clock it is on. Only test mode has clocks: one in live mode is not believed, since it would move time.
+    pub(super) fn clock(&self) -> Option<&str> {
+        if self.livemode == Some(true) { None } else { named(self.test_clock.as_ref()) }
+    }
+}
+
+#[derive(Deserialize)]
+pub(super) struct TestClock {
+    frozen_time: Option<i64>,
+}
+
+impl TestClock {
+    pub(super) fn shows(&self) -> Result<EpochSecs, String> {
+        need(self.frozen_time, "the test clock", "frozen_time").map(EpochSecs::new)
+    }
+}
+
+#[derive(Deserialize)]
+pub(super) struct Subscription {
+    pub(super) id: Option<String>,
+    billing_cycle_anchor: Option<i64>,
+    billing_mode: Option<BillingMode>,
+    cancel_at: Option<i64>,
+    cancel_at_period_end: Option<bool>,
+    created: Option<i64>,
+    ended_at: Option<i64>,
+    pub(super) items: Option<List<Item>>,
+    latest_invoice: Option<Value>,
+    metadata: Option<Metadata>,
+    status: Option<String>,
+    trial_end: Option<i64>,
+}
+
+#[derive(Deserialize)]
+struct BillingMode {
+    r#type: Option<String>,
+}
+
+#[derive(Deserialize)]
+pub(super) struct Item {
+    pub(super) id: Option<String>,
+    current_period_end: Option<i64>,
+    current_period_start: Option<i64>,
+    price: Option<Price>,
+}
+
+#[derive(Deserialize)]
+struct Price {
+    lookup_key: Option<String>,
+    recurring: Option<Recurring>,
+}
+
+#[derive(Deserialize)]
+struct Recurring {
+    interval: Option<String>,
+    interval_count: Option<u64>,
+    usage_type: Option<String>,
+}
+
+impl Subscription {
+    /// Whether it has more items than were listed in it.
+    pub(super) fn has_more_items(&self) -> bool {
+        self.items.as_ref().is_some_and(|items| items.has_more == Some(true))
+    }
+
+    pub(super) fn read(self) -> Result<SubscriptionFacts, String> {
+        let id = id_of(self.id.as_deref(), "a subscription", SubscriptionId::new)?;
+        let what = format!("subscription {id}");
+        let anchor = EpochSecs::new(need(self.billing_cycle_anchor, &what, "billing_cycle_anchor")?);
+        let wire_items = need(self.items.and_then(|items| items.data), &what, "items.data")?;
+        let items: Vec<_> = wire_items.into_iter().map(|item| item.read(anchor)).collect::<Result<_, _>>()?;
+        let period_end = items.iter().map(|item| item.period.1).max();
+        let at_period_end = if self.cancel_at_period_end == Some(true) { period_end } else { None };
+        Ok(SubscriptionFacts {
+            status: Status::from(need(self.status, &what, "status")?),
+            created: EpochSecs::new(need(self.created, &what, "created")?),
+            user_id: Metadata::user(self.metadata.as_ref()),
+            items,
+            billing_cycle_anchor: anchor,
+            trial_end: self.trial_end.map(EpochSecs::new),
+            cancel_at: self.cancel_at.map(EpochSecs::new).or(at_period_end),
+            ended_at: self.ended_at.map(EpochSecs::new),
+            latest_invoice: optional_id(self.latest_invoice.as_ref(), InvoiceId::new)?,
+            flexible: self.billing_mode.and_then(|mode| mode.r#type).as_deref() == Some("flexible"),
+            id,
+        })
+    }
+}
+
+impl Item {
+    fn read(self, anchor: EpochSecs) -> Result<ItemFacts, String> {
+        let what = format!("subscription item {}", self.id.as_deref().unwrap_or("without an id"));
+        let start = need(self.current_period_start, &what, "current_period_start")?;
+        let end = need(self.current_period_end, &what, "current_period_end")?;
+        let price = need(self.price, &what, "price")?;
+        let recurring = need(price.recurring, &what, "price.recurring")?;
+        let interval = match need(recurring.interval, &what, "price.recurring.interval")?.as_str() {
+            "day" => Interval::Day,
+            "week" => Interval::Week,
+            "month" => Interval::Month,
+            "year" => Interval::Year,
+            other => return Err(format!("{what}: price.recurring.interval is {other:?}, which we do not know")),
+        };
+        let count = need(recurring.interval_count, &what, "price.recurring.interval_count")?;
+        let count = u16::try_from(count).map_err(|_| format!("{what}: price.recurring.interval_count is {count}"))?;
+        Ok(ItemFacts {
+            lookup_key: price.lookup_key,
+            metered: recurring.usage_type.as_deref() == Some("metered"),
+            period: (EpochSecs::new(start), EpochSecs::new(end)),
+            cycle: Cycle { anchor, interval, count },
+        })
+    }
+}
+
+#[derive(Deserialize)]
+pub(super) struct Invoice {
+    pub(super) id: Option<String>,
+    attempt_count: Option<u64>,
+    attempted: Option<bool>,
+    created: Option<i64>,
+    parent: Option<InvoiceParent>,
+}
+
+#[derive(Deserialize)]
+struct InvoiceParent {
+    subscription_details: Option<SubscriptionDetails>,
+}
+
+#[derive(Deserialize)]
+struct SubscriptionDetails {
+    subscription: Option<Value>,
+}
+
+impl Invoice {
+    pub(super) fn read(self) -> Result<InvoiceFacts, String> {
+        let id = id_of(self.id.as_deref(), "an invoice", InvoiceId::new)?;
+        let subscription = self.parent.and_then(|parent| parent.subscription_details).and_then(|details| details.subscription);
+        Ok(InvoiceFacts {
+            subscription: optional_id(subscription.as_ref(), SubscriptionId::new)?,
+            created: EpochSecs::new(need(self.created, &format!("invoice {id}"), "created")?),
+            attempted: self.attempted == Some(true) || self.attempt_count.is_some_and(|count| count > 0),
+            id,
+        })
+    }
+}
+
+#[derive(Deserialize)]
+pub(super) struct CheckoutSession {
+    pub(super) id: Option<String>,
+    client_reference_id: Option<String>,
+    created: Option<i64>,
+}
+
+impl CheckoutSession {
+    /// The user it names, if it names one, and when it was made.
+    pub(super) fn read(self) -> Result<Option<(EpochSecs, UserId)>, String> {
+        let what = format!("checkout session {}", self.id.as_deref().unwrap_or("without an id"));
+        let created = EpochSecs::new(need(self.created, &what, "created")?);
+        Ok(named_user(self.client_reference_id.as_deref()).map(|user| (created, user)))
+    }
+}
+
+/// Any object that may belong to a customer.
+#[derive(Deserialize)]
+pub(super) struct OfCustomer {
+    customer: Option<Value>,
+}
+
+impl OfCustomer {
+    pub(super) fn customer_id(&self) -> Result<Option<CustomerId>, String> {
+        optional_id(self.customer.as_ref(), CustomerId::new)
+    }
+}
+
+/// Stripe's answer to a meter event.
+#[derive(Deserialize)]
+pub(super) struct MeterEvent {
+    pub(super) identifier: Option<String>,
+}
+
+fn need<T>(value: Option<T>, object: &str, field: &'static str) -> Result<T, String> {
+    value.ok_or_else(|| format!("{object} has no {field}"))
+}
+
+fn id_of<T>(id: Option<&str>, object: &'static str, new: fn(String) -> Result<T, InvalidId>) -> Result<T, String> {
+    new(need(id, object, "id")?.to_owned()).map_err(|error| error.to_string())
+}
+
+/// The id of a reference, which is an id or, where Stripe expanded it, the object.
+fn named(reference: Option<&Value>) -> Option<&str> {
+    match reference {
+        Some(Value::String(id)) => Some(id),
+        Some(Value::Object(object)) => match object.get("id") {
+            Some(Value::String(id)) => Some(id),
+            _ => None,
+        },
+        _ => None,
+    }
+}
+
+fn optional_id<T>(reference: Option<&Value>, new: fn(String) -> Result<T, InvalidId>) -> Result<Option<T>, String> {
+    named(reference).map(|id| new(id.to_owned()).map_err(|error| error.to_string())).transpose()
+}

@@ -1,0 +1,921 @@
+//! The Stripe adapter against a scripted server on loopback: what it sends, what it repeats, what it makes of every answer.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, reason = "this whole file is a test")]
+
+use std::{
+    io::{self, Read as _, Write as _},
+    net::{TcpListener, TcpStream},
+    sync::{Arc, Mutex, atomic::AtomicUsize, atomic::Ordering},
+    time::{Duration, Instant},
+};
+
+use serde_json::{Value, json};
+use stripe_client_core::{IdempotencyKey, RequestBuilder, RequestStrategy, StripeMethod};
+use tokentill::{
+    domain::{
+        facts::Status,
+        id::{CustomerId, InvoiceId, SubscriptionId, UserId},
+        period::Cycle,
+        price_list::Interval,
+        report::MeterReport,
+        time::EpochSecs,
+    },
+    ports::{Delivered, MeterSink as _, StripeError, StripeState as _},
+    stripe::{FixedKey, KeySource, Limits, SecretKey, Stripe, StripeClient},
+};
+
+const KEY: &str = "sk_test_51SecretOfTheTest";
+
+// ---------------------------------------------------------------------------------------------------------------------------
+// The server
+// ---------------------------------------------------------------------------------------------------------------------------
+
+/// A request as it arrived.
+#[derive(Debug, Clone)]
+struct Received {
+    /// Which connection it came on, counted from 0.
+    connection: usize,
+    method: String,
+    path: String,
+    query: String,
+    headers: Vec<(String, String)>,
+    body: String,
+}
+
+impl Received {
+    fn header(&self, name: &str) -> Option<&str> {
+        self.headers.iter().find(|(given, _)| given.eq_ignore_ascii_case(name)).map(|(_, value)| value.as_str())
+    }
+}
+
+/// What the server does with a request.
+enum Reply {
+    /// Answers and keeps the connection.
+    Answer(u16, Vec<(&'static str, String)>, String),
+    /// Answers and then closes the connection without having announced it, as a server does with one that is idle for long.
+    AnswerAndClose(u16, String),
+    /// Resets the connection with the request unread, as a thawed function finds a pooled one.
+    Reset,
+    /// Takes the request and closes the connection without an answer.
+    HangUp,
+    /// Takes the request and never answers.
+    Silence,
+}
+
+fn ok(body: &Value) -> Reply {
+    Reply::Answer(200, vec![("Request-Id", "req_ok".to_owned())], body.to_string())
+}
+
+fn error(status: u16, code: &str) -> Reply {
+    let body = json!({ "error": { "type": "api_error", "code": code, "message": format!("It did not work: {code}.") } });
+    Reply::Answer(status, vec![("Request-Id", format!("req_{status}"))], body.to_string())
+}
+
+struct Server {
+    url: String,
+    connections: Arc<AtomicUsize>,
+    received: Arc<Mutex<Vec<Received>>>,
+}
+
+impl Server {
+    /// `script` is asked for every request, with how many came before it.
+    fn start(script: impl Fn(&Received, usize) -> Reply + Send + Sync + 'static) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let connections = Arc::new(AtomicUsize::new(0));
+        let received = Arc::new(Mutex::new(Vec::new()));
+        let (script, accepted, log) = (Arc::new(script), connections.clone(), received.clone());
+        std::thread::spawn(move || {
+            for stream in listener.incoming().map_while(Result::ok) {
+                let connection = accepted.fetch_add(1, Ordering::SeqCst);
+                let (script, log) = (script.clone(), log.clone());
+                std::thread::spawn(move || serve(stream, connection, &*script, &log));
+            }
+        });
+        Self { url, connections, received }
+    }
+
+    fn received(&self) -> Vec<Received> {
+        self.received.lock().unwrap().clone()
+    }
+
+    fn connections(&self) -> usize {
+        self.connections.load(Ordering::SeqCst)
+    }
+
+    fn client(&self) -> StripeClient<FixedKey> {
+        StripeClient::new(Some(&self.url), FixedKey(SecretKey::new(KEY).unwrap())).unwrap().with_limits(quick())
+    }
+
+    fn stripe(&self) -> Stripe<FixedKey> {
+        Stripe::new(self.client())
+    }
+}
+
+/// Short waits between attempts; everything else as it is shipped.
+fn quick() -> Limits {
+    Limits { backoff_base: Duration::from_millis(1), ..Limits::default() }
+}
+
+fn serve(
+    mut stream: TcpStream,
+    connection: usize,
+    script: &dyn Fn(&Received, usize) -> Reply,
+    log: &Mutex<Vec<Received>>,
+) -> Option<()> {
+    loop {
+        let (request, length) = peek_request(&stream, connection).ok()??;
+        let before = {
+            let mut log = log.lock().unwrap();
+            log.push(request.clone());
+            log.len() - 1
+        };
+        let reply = script(&request, before);
+        if matches!(reply, Reply::Reset) {
+            // Closing a socket with unread data makes the kernel send a reset.
+            return None;
+        }
+        stream.read_exact(&mut vec![0; length]).ok()?;
+        match reply {
+            Reply::Answer(status, headers, body) => answer(&mut stream, status, &headers, &body).ok()?,
+            Reply::AnswerAndClose(status, body) => {
+                answer(&mut stream, status, &[], &body).ok()?;
+                return None;
+            }
+            Reply::HangUp | Reply::Reset => return None,
+            // The client's own closing ends this.
+            Reply::Silence => drop(stream.read(&mut [0])),
+        }
+    }
+}
+
+fn answer(stream: &mut TcpStream, status: u16, headers: &[(&str, String)], body: &str) -> io::Result<()> {
+    let headers: String = headers.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
+    write!(stream, "HTTP/1.1 {status} Reason\r\nContent-Length: {}\r\n{headers}\r\n{body}", body.len())
+}
+
+/// The next request and its length, left in the socket. `None` if the client closed the connection.
+fn peek_request(stream: &TcpStream, connection: usize) -> io::Result<Option<(Received, usize)>> {
+    let mut buffer = vec![0; 1 << 16];
+    loop {
+        let length = stream.peek(&mut buffer)?;
+        if length == 0 {
+            return Ok(None);
+        }
+        let text = String::from_utf8_lossy(&buffer[..length]).into_owned();
+        let Some((head, rest)) = text.split_once("\r\n\r\n") else {
+            std::thread::yield_now();
+            continue;
+        };
+        let mut lines = head.lines();
+        let mut start = lines.next().unwrap().split(' ');
+        let (method, target) = (start.next().unwrap().to_owned(), start.next().unwrap());
+        let (path, query) = target.split_once('?').unwrap_or((target, ""));
+        let headers: Vec<_> = lines.filter_map(|line| line.split_once(": ")).map(|(n, v)| (n.to_owned(), v.to_owned())).collect();
+        let request =
+            Received { connection, method, path: path.to_owned(), query: query.to_owned(), headers, body: rest.to_owned() };
+        let expected = request.header("content-length").map_or(0, |length| length.parse::<usize>().unwrap());
+        if rest.len() < expected {
+            std::thread::yield_now();
+            continue;
+        }
+        return Ok(Some((request, head.len() + 4 + expected)));
+    }
+}
+
+// ---------------------------------------------------------------------------------------------------------------------------
+// Objects
+// ---------------------------------------------------------------------------------------------------------------------------
+
+fn cus(id: &str) -> CustomerId {
+    CustomerId::new(id).unwrap()
+}
+
+fn user(id: &str) -> UserId {
+    UserId::new(id).unwrap()
+}
+
+fn list(data: Value) -> Value {
+    json!({ "object": "list", "url": "/v1/things", "has_more": false, "data": data })
+}
+
+fn report() -> MeterReport {
+    MeterReport {
+        customer: cus("cus_ada"),
+        event_name: "tokens_in".to_owned(),
+        identifier: "rep_0f3c".to_owned(),
+        quantity: 90_210,
+        minute: EpochSecs::new(1_795_348_800),
+    }
+}
+
+fn meter_event(identifier: &str) -> Value {
+    json!({ "object": "billing.meter_event", "identifier": identifier, "livemode": false, "event_name": "tokens_in",
+            "created": 1_795_348_805, "timestamp": 1_795_348_800, "payload": { "stripe_customer_id": "cus_ada", "value": "90210" } })
+}
+
+/// A subscription as the pinned API version has it, with fields and values that are newer than we know.
+fn subscription() -> Value {
+    let text = r#"{
+        "id": "sub_ada", "object": "subscription", "application": null, "application_fee_percent": null,
+        "automatic_tax": { "disabled_reason": null, "enabled": false, "liability": null },
+        "billing_cycle_anchor": 1793534400, "billing_cycle_anchor_config": null,
+        "billing_mode": { "type": "flexible", "flexible": { "proration_discounts": "included" }, "updated_at": 1793534400 },
+        "billing_schedules": [], "billing_thresholds": null, "cancel_at": null, "cancel_at_period_end": false, "canceled_at": null,
+        "cancellation_details": { "comment": null, "feedback": null, "reason": null },
+        "collection_method": "charge_by_carrier_pigeon", "created": 1793534401, "currency": "eur", "customer": "cus_ada",
+        "customer_account": null, "default_payment_method": "pm_1", "default_tax_rates": [], "discounts": [], "ended_at": null,
+        "items": { "object": "list", "has_more": false, "url": "/v1/subscription_items?subscription=sub_ada", "data": [
+            { "id": "si_base", "object": "subscription_item", "created": 1793534401, "quantity": 1, "discounts": [], "metadata": {},
+              "current_period_start": 1793534400, "current_period_end": 1796126400, "billed_until": 1796126400,
+              "price": { "id": "price_base", "object": "price", "lookup_key": "pro_base", "unit_amount": 2000, "unit_amount_decimal": "2000",
+                         "recurring": { "interval": "month", "interval_count": 1, "meter": null, "trial_period_days": null, "usage_type": "licensed" } } },
+            { "id": "si_tokens", "object": "subscription_item", "created": 1793534401, "discounts": [], "metadata": {},
+              "current_period_start": 1793534400, "current_period_end": 1796126400,
+              "price": { "id": "price_tokens", "object": "price", "lookup_key": null, "unit_amount": null, "unit_amount_decimal": "0.0003",
+                         "recurring": { "interval": "month", "interval_count": 3, "meter": "mtr_1", "usage_type": "metered" } } }
+        ] },
+        "latest_invoice": "in_2", "livemode": false, "metadata": { "user_id": "ada", "team": "7" }, "next_pending_invoice_item_invoice": null,
+        "pause_collection": null, "status": "past_due", "status_details": { "past_due": { "subscription": { "type": "from_the_future" } } },
+        "trial_end": null, "trial_start": null, "a_new_field": [{ "deep": [1, 2.5, null, { "er": true }] }]
+    }"#;
+    serde_json::from_str(text).unwrap()
+}
+
+fn invoice() -> Value {
+    json!({
+        "id": "in_2", "object": "invoice", "amount_due": 2000, "attempt_count": 1, "attempted": true, "created": 1_795_000_000,
+        "customer": "cus_ada", "status": "open", "lines": { "object": "list", "data": [], "has_more": false },
+        "parent": { "type": "subscription_details", "quote_details": null,
+                    "subscription_details": { "metadata": {}, "subscription": "sub_ada" } },
+    })
+}
+
+fn customer() -> Value {
+    json!({ "id": "cus_ada", "object": "customer", "email": "someone@example.com", "livemode": false,
+            "metadata": { "user_id": "ada of the customer" }, "test_clock": null })
+}
+
+/// Answers what a look at a customer asks, from these objects; anything else is a 404.
+fn account(customer: Value, subscriptions: Value, invoices: Value, sessions: Value) -> impl Fn(&Received, usize) -> Reply {
+    move |request, _| match (request.path.as_str(), request.query.as_str()) {
+        ("/v1/customers/cus_ada", "") => ok(&customer),
+        ("/v1/subscriptions", "customer=cus_ada&limit=100&status=all") => ok(&list(subscriptions.clone())),
+        ("/v1/invoices", "customer=cus_ada&limit=100&status=open") => ok(&list(invoices.clone())),
+        ("/v1/checkout/sessions", "customer=cus_ada&limit=100&status=complete") => ok(&list(sessions.clone())),
+        ("/v1/test_helpers/test_clocks/clock_1", "") => {
+            ok(&json!({ "id": "clock_1", "frozen_time": 1_795_348_800, "status": "ready" }))
+        }
+        _ => error(404, "resource_missing"),
+    }
+}
+
+async fn reason_unreadable(server: &Server) -> String {
+    match server.stripe().customer(&cus("cus_ada")).await.unwrap_err() {
+        StripeError::Unreadable { reason, request_id } if request_id == "req_ok" => reason,
+        other => panic!("{other:?}"),
+    }
+}
+
+// ---------------------------------------------------------------------------------------------------------------------------
+// What is sent
+// ---------------------------------------------------------------------------------------------------------------------------
+
+#[tokio::test]
+async fn a_meter_event_carries_its_identifier_the_pinned_version_and_no_idempotency_key() {
+    let server = Server::start(|_, _| ok(&meter_event("rep_0f3c")));
+    assert_eq!(server.stripe().send(&report()).await, Ok(Delivered::Now));
+    let [request] = &server.received()[..] else { panic!("one request") };
+    assert_eq!((request.method.as_str(), request.path.as_str()), ("POST", "/v1/billing/meter_events"));
+    let mut fields: Vec<_> = request.body.split('&').map(|field| field.replace("%5B", "[").replace("%5D", "]")).collect();
+    fields.sort();
+    assert_eq!(
+        fields,
+        [
+            "event_name=tokens_in",
+            "identifier=rep_0f3c",
+            "payload[stripe_customer_id]=cus_ada",
+            "payload[value]=90210",
+            "timestamp=1795348800"
+        ]
+    );
+    assert_eq!(request.header("idempotency-key"), None);
+    assert_eq!(request.header("stripe-version"), Some(stripe_client_core::VERSION.as_str()));
+    assert_eq!(request.header("stripe-version"), Some("2026-09-30.endive"));
+    assert_eq!(request.header("authorization"), Some(format!("Bearer {KEY}").as_str()));
+    assert_eq!(request.header("content-type"), Some("application/x-www-form-urlencoded"));
+}
+
+#[tokio::test]
+async fn calls_share_one_connection() {
+    let server = Server::start(|_, _| ok(&meter_event("rep_0f3c")));
+    let stripe = server.stripe();
+    for _ in 0..5 {
+        assert_eq!(stripe.send(&report()).await, Ok(Delivered::Now));
+    }
+    assert_eq!((server.received().len(), server.connections()), (5, 1));
+}
+
+#[tokio::test]
+async fn the_key_is_asked_for_at_every_call_and_its_absence_is_not_stripes_fault() {
+    struct Rotating(AtomicUsize);
+    impl KeySource for Rotating {
+        async fn key(&self) -> Result<SecretKey, String> {
+            match self.0.fetch_add(1, Ordering::SeqCst) {
+                0 => Ok(SecretKey::new("sk_test_old").unwrap()),
+                1 => Ok(SecretKey::new("sk_test_new").unwrap()),
+                _ => Err("the parameter cannot be read".to_owned()),
+            }
+        }
+    }
+    let server = Server::start(|_, _| ok(&meter_event("rep_0f3c")));
+    let stripe = Stripe::new(StripeClient::new(Some(&server.url), Rotating(AtomicUsize::new(0))).unwrap());
+    stripe.send(&report()).await.unwrap();
+    stripe.send(&report()).await.unwrap();
+    let error = stripe.send(&report()).await.unwrap_err();
+    assert!(
+        matches!(&error, StripeError::Unavailable { reason, .. } if reason.contains("the parameter cannot be read")),
+        "{error:?}"
+    );
+    let keys: Vec<_> = server.received().iter().map(|request| request.header("authorization").unwrap().to_owned()).collect();
+    assert_eq!(keys, ["Bearer sk_test_old", "Bearer sk_test_new"]);
+}
+
+#[tokio::test]
+async fn an_id_that_is_none_is_not_sent() {
+    let server = Server::start(|_, _| ok(&customer()));
+    for id in ["cus_ada/sources", "../events", "cus ada", "cus_ada?expand[]=sources", "cus_%2e"] {
+        let request = RequestBuilder::new(StripeMethod::Get, format!("/customers/{id}")).customize::<miniserde::json::Value>();
+        let error = server.client().send("/v1/customers/{id}", request).await.unwrap_err();
+        assert!(matches!(error, StripeError::NotFound { .. }), "{error:?}");
+    }
+    assert_eq!(server.received().len(), 0);
+}
+
+// ---------------------------------------------------------------------------------------------------------------------------
+// What is repeated
+// ---------------------------------------------------------------------------------------------------------------------------
+
+type Failure = fn() -> Reply;
+
+/// Sends a meter event to a server that fails in this way first, and says how many requests came.
+async fn sent_after(failures: usize, fail: Failure, limits: Limits) -> (Result<Delivered, StripeError>, usize) {
+    let server = Server::start(move |_, before| if before < failures { fail() } else { ok(&meter_event("rep_0f3c")) });
+    let outcome = Stripe::new(server.client().with_limits(limits)).send(&report()).await;
+    (outcome, server.received().len())
+}
+
+#[tokio::test]
+async fn what_may_pass_is_tried_again_and_at_most_three_times() {
+    let failures: [(&str, Failure); 6] = [
+        ("HTTP 500 api_error", || error(500, "api_error")),
+        ("HTTP 429 rate_limit", || error(429, "rate_limit")),
+        ("HTTP 409 lock_timeout", || error(409, "lock_timeout")),
+        ("HTTP 502 without Stripe's error", || Reply::Answer(502, vec![], "<html>Bad Gateway</html>".to_owned())),
+        ("", || Reply::Reset),
+        ("", || Reply::HangUp),
+    ];
+    for (expected, fail) in failures {
+        assert_eq!(sent_after(2, fail, quick()).await, (Ok(Delivered::Now), 3), "{expected}");
+        let (outcome, requests) = sent_after(9, fail, quick()).await;
+        assert_eq!(requests, 3, "{expected}");
+        let Err(StripeError::Unavailable { reason, .. }) = outcome else { panic!("{outcome:?}") };
+        assert!(reason.contains(expected), "{reason}");
+    }
+}
+
+#[tokio::test]
+async fn an_attempt_without_an_answer_ends_and_is_repeated() {
+    let limits = Limits { attempt_timeout: Duration::from_millis(500), ..quick() };
+    assert_eq!(sent_after(1, || Reply::Silence, limits.clone()).await, (Ok(Delivered::Now), 2));
+    let (outcome, requests) = sent_after(9, || Reply::Silence, limits).await;
+    assert_eq!(requests, 3);
+    let reason = "no answer within 500 ms".to_owned();
+    assert_eq!(outcome, Err(StripeError::Unavailable { reason, retry_after_secs: None, request_id: "none".to_owned() }));
+}
+
+#[tokio::test]
+async fn a_server_that_nobody_runs_is_unavailable() {
+    let unused = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let client = StripeClient::new(Some(&format!("http://{unused}")), FixedKey(SecretKey::new(KEY).unwrap())).unwrap();
+    let outcome = Stripe::new(client.with_limits(quick())).send(&report()).await;
+    assert!(matches!(outcome, Err(StripeError::Unavailable { .. })), "{outcome:?}");
+}
+
+#[tokio::test]
+async fn connections_that_died_while_frozen_are_left_behind_at_once() {
+    let dead = Arc::new(AtomicUsize::new(0));
+    let (healthy, dead_before) = (account(customer(), json!([]), json!([]), json!([])), dead.clone());
+    let server = Server::start(move |request, before| match request.path.as_str() {
+        _ if request.connection < dead_before.load(Ordering::SeqCst) => Reply::Reset,
+        "/v1/billing/meter_events" => ok(&meter_event("rep_0f3c")),
+        _ => healthy(request, before),
+    });
+    let stripe = server.stripe();
+    stripe.customer(&cus("cus_ada")).await.unwrap();
+    let pooled = server.connections();
+    assert!(pooled > 1, "the calls of a look run side by side");
+    dead.store(pooled, Ordering::SeqCst);
+    assert_eq!(stripe.send(&report()).await, Ok(Delivered::Now));
+    // The second attempt did not take its chance with the next dead connection.
+    assert_eq!((server.received().len(), server.connections() - pooled), (4 + 2, 1));
+}
+
+#[tokio::test]
+async fn a_connection_closed_while_idle_costs_no_error() {
+    let server = Server::start(|_, _| Reply::AnswerAndClose(200, meter_event("rep_0f3c").to_string()));
+    let stripe = server.stripe();
+    for _ in 0..5 {
+        assert_eq!(stripe.send(&report()).await, Ok(Delivered::Now));
+    }
+}
+
+#[tokio::test]
+async fn stripes_own_word_on_repeating_is_taken() {
+    let count = async |reply: fn(usize) -> Reply| {
+        let server = Server::start(move |_, before| reply(before));
+        (server.stripe().send(&report()).await, server.received().len())
+    };
+    let stop =
+        |_| Reply::Answer(500, vec![("Stripe-Should-Retry", "false".to_owned())], r#"{"error":{"type":"api_error"}}"#.to_owned());
+    let (outcome, requests) = count(stop).await;
+    // Whether it happened is as unknown as with any other 500.
+    assert!(matches!(outcome, Err(StripeError::Unavailable { .. })), "{outcome:?}");
+    assert_eq!(requests, 1);
+    let again = |before| match before {
+        0 => Reply::Answer(400, vec![("Stripe-Should-Retry", "true".to_owned())], r#"{"error":{"type":"api_error"}}"#.to_owned()),
+        _ => ok(&meter_event("rep_0f3c")),
+    };
+    assert_eq!(count(again).await, (Ok(Delivered::Now), 2));
+}
+
+#[tokio::test]
+async fn a_short_retry_after_is_waited_and_a_long_one_is_the_callers() {
+    let limited = |secs: u32| {
+        Reply::Answer(429, vec![("Retry-After", secs.to_string()), ("Request-Id", "req_slow".to_owned())], "{}".to_owned())
+    };
+    let server = Server::start(move |_, before| if before == 0 { limited(1) } else { ok(&meter_event("rep_0f3c")) });
+    let started = Instant::now();
+    assert_eq!(server.stripe().send(&report()).await, Ok(Delivered::Now));
+    assert!(started.elapsed() >= Duration::from_secs(1), "{:?}", started.elapsed());
+
+    let server = Server::start(move |_, _| limited(30));
+    let Err(StripeError::Unavailable { retry_after_secs, request_id, .. }) = server.stripe().send(&report()).await else {
+        panic!()
+    };
+    assert_eq!((retry_after_secs, request_id.as_str(), server.received().len()), (Some(30), "req_slow", 1));
+}
+
+#[tokio::test]
+async fn any_other_post_is_repeated_only_under_the_callers_idempotency_key() {
+    let server = Server::start(|_, _| error(500, "api_error"));
+    let request =
+        || RequestBuilder::new(StripeMethod::Post, "/customers").form(&[("name", "x")]).customize::<miniserde::json::Value>();
+    server.client().send("/v1/customers", request()).await.unwrap_err();
+    assert_eq!(server.received().len(), 1);
+
+    let strategy = RequestStrategy::Idempotent(IdempotencyKey::new("setup/customer/1").unwrap());
+    server.client().send("/v1/customers", request().request_strategy(strategy)).await.unwrap_err();
+    let keys: Vec<_> = server.received().iter().map(|request| request.header("idempotency-key").map(str::to_owned)).collect();
+    let key = Some("setup/customer/1".to_owned());
+    assert_eq!(keys, [None, key.clone(), key.clone(), key]);
+}
+
+// ---------------------------------------------------------------------------------------------------------------------------
+// What an answer means
+// ---------------------------------------------------------------------------------------------------------------------------
+
+#[tokio::test]
+async fn each_refusal_has_its_meaning_and_its_request_id() {
+    let id = |status: u16| format!("req_{status}");
+    let cases: [(u16, &str, StripeError, StripeError); 5] = [
+        (
+            400,
+            "parameter_invalid",
+            StripeError::Refused {
+                status: 400,
+                code: "parameter_invalid".to_owned(),
+                message: "It did not work: parameter_invalid.".to_owned(),
+                request_id: id(400),
+            },
+            StripeError::Refused {
+                status: 400,
+                code: "parameter_invalid".to_owned(),
+                message: "It did not work: parameter_invalid.".to_owned(),
+                request_id: id(400),
+            },
+        ),
+        (
+            404,
+            "resource_missing",
+            StripeError::NotFound { request_id: id(404) },
+            StripeError::Refused {
+                status: 404,
+                code: "resource_missing".to_owned(),
+                message: "It did not work: resource_missing.".to_owned(),
+                request_id: id(404),
+            },
+        ),
+        (
+            401,
+            "api_key_expired",
+            StripeError::Unauthorised { status: 401, code: "api_key_expired".to_owned(), request_id: id(401) },
+            StripeError::Unauthorised { status: 401, code: "api_key_expired".to_owned(), request_id: id(401) },
+        ),
+        (
+            403,
+            "more_permissions_required",
+            StripeError::Unauthorised { status: 403, code: "more_permissions_required".to_owned(), request_id: id(403) },
+            StripeError::Unauthorised { status: 403, code: "more_permissions_required".to_owned(), request_id: id(403) },
+        ),
+        (
+            503,
+            "api_error",
+            StripeError::Unavailable { reason: "HTTP 503 api_error".to_owned(), retry_after_secs: None, request_id: id(503) },
+            StripeError::Unavailable { reason: "HTTP 503 api_error".to_owned(), retry_after_secs: None, request_id: id(503) },
+        ),
+    ];
+    for (status, code, of_a_look, of_a_report) in cases {
+        let code = code.to_owned();
+        let server = Server::start(move |_, _| error(status, &code));
+        assert_eq!(server.stripe().customer(&cus("cus_ada")).await.unwrap_err(), of_a_look);
+        assert_eq!(server.stripe().send(&report()).await.unwrap_err(), of_a_report);
+    }
+}
+
+#[tokio::test]
+async fn only_stripes_own_words_are_final() {
+    for status in [301, 400, 404, 413, 502] {
+        let server = Server::start(move |_, _| Reply::Answer(status, vec![], "<html>nobody you know</html>".to_owned()));
+        let unavailable = StripeError::Unavailable {
+            reason: format!("HTTP {status} without Stripe's error"),
+            retry_after_secs: None,
+            request_id: "none".to_owned(),
+        };
+        assert_eq!(server.stripe().customer(&cus("cus_ada")).await.unwrap_err(), unavailable);
+        assert_eq!(server.stripe().send(&report()).await.unwrap_err(), unavailable);
+    }
+}
+
+#[tokio::test]
+async fn a_known_identifier_means_that_the_event_was_taken_before() {
+    let refusal = |message: &'static str| {
+        Server::start(move |_, _| {
+            let body = json!({ "error": { "type": "invalid_request_error", "message": message } }).to_string();
+            Reply::Answer(400, vec![("Request-Id", "req_dup".to_owned()), ("Stripe-Should-Retry", "false".to_owned())], body)
+        })
+    };
+    let server = refusal("An event already exists with identifier rep_0f3c.");
+    assert_eq!((server.stripe().send(&report()).await, server.received().len()), (Ok(Delivered::Before), 1));
+    let outcome = refusal("An event already exists with identifier rep_ffff.").stripe().send(&report()).await;
+    assert!(matches!(outcome, Err(StripeError::Refused { status: 400, .. })), "{outcome:?}");
+}
+
+#[tokio::test]
+async fn a_success_that_does_not_name_the_event_proves_nothing() {
+    for body in ["{}", "<html>Welcome to this hotel's network</html>", r#"{"identifier":"rep_of_somebody_else"}"#] {
+        let server = Server::start(move |_, _| Reply::Answer(200, vec![], body.to_owned()));
+        let outcome = server.stripe().send(&report()).await;
+        assert!(matches!(outcome, Err(StripeError::Unavailable { .. })), "{outcome:?}");
+    }
+}
+
+#[tokio::test]
+async fn an_answer_that_is_too_long_is_not_read_to_its_end() {
+    let server = Server::start(|_, _| ok(&json!({ "id": "cus_ada", "description": "x".repeat(100_000) })));
+    let limits = Limits { response_bytes: 50_000, ..quick() };
+    let error = Stripe::new(server.client().with_limits(limits)).customer(&cus("cus_ada")).await.unwrap_err();
+    let reason = "/v1/customers/{id}: it has more than 50000 bytes".to_owned();
+    assert_eq!(error, StripeError::Unreadable { reason, request_id: "req_ok".to_owned() });
+}
+
+// ---------------------------------------------------------------------------------------------------------------------------
+// What a customer is
+// ---------------------------------------------------------------------------------------------------------------------------
+
+#[tokio::test]
+async fn a_customer_is_read_in_the_present_layout_whatever_else_stripe_says() {
+    let sessions = json!([
+        { "id": "cs_1", "object": "checkout.session", "created": 100, "client_reference_id": "first" },
+        { "id": "cs_3", "object": "checkout.session", "created": 300, "client_reference_id": "third" },
+        { "id": "cs_4", "object": "checkout.session", "created": 400, "client_reference_id": null },
+        { "id": "cs_2", "object": "checkout.session", "created": 200, "client_reference_id": "second" },
+    ]);
+    let server = Server::start(account(customer(), json!([subscription()]), json!([invoice()]), sessions));
+    let facts = server.stripe().customer(&cus("cus_ada")).await.unwrap();
+
+    assert_eq!((facts.customer, facts.deleted, facts.test_clock), (cus("cus_ada"), false, None));
+    assert_eq!(facts.user_id, Some(user("ada of the customer")));
+    assert_eq!(facts.checkout_users, [user("third"), user("second"), user("first")]);
+
+    let [subscription] = &facts.subscriptions[..] else { panic!("one subscription") };
+    let (anchor, end) = (EpochSecs::new(1_793_534_400), EpochSecs::new(1_796_126_400));
+    assert_eq!(subscription.id, SubscriptionId::new("sub_ada").unwrap());
+    assert_eq!((&subscription.status, subscription.created), (&Status::PastDue, EpochSecs::new(1_793_534_401)));
+    assert_eq!(subscription.user_id, Some(user("ada")));
+    assert_eq!((subscription.billing_cycle_anchor, subscription.flexible), (anchor, true));
+    assert_eq!((subscription.trial_end, subscription.cancel_at, subscription.ended_at), (None, None, None));
+    assert_eq!(subscription.latest_invoice, Some(InvoiceId::new("in_2").unwrap()));
+    let [base, tokens] = &subscription.items[..] else { panic!("two items") };
+    assert_eq!((base.lookup_key.as_deref(), base.metered, base.period), (Some("pro_base"), false, (anchor, end)));
+    assert_eq!((tokens.lookup_key.as_deref(), tokens.metered), (None, true));
+    assert_eq!(tokens.cycle, Cycle { anchor, interval: Interval::Month, count: 3 });
+
+    let [invoice] = &facts.open_invoices[..] else { panic!("one invoice") };
+    assert_eq!((invoice.id.as_str(), invoice.attempted, invoice.created), ("in_2", true, EpochSecs::new(1_795_000_000)));
+    assert_eq!(invoice.subscription, Some(SubscriptionId::new("sub_ada").unwrap()));
+}
+
+#[tokio::test]
+async fn a_reference_may_be_an_id_or_the_object_and_a_status_may_be_new() {
+    let mut subscription = subscription();
+    subscription["latest_invoice"] = json!({ "id": "in_9", "object": "invoice", "lines": {} });
+    subscription["status"] = json!("hibernating");
+    let mut invoice = invoice();
+    invoice["attempted"] = json!(false);
+    invoice["attempt_count"] = json!(0);
+    invoice["parent"]["subscription_details"]["subscription"] = json!({ "id": "sub_ada", "object": "subscription" });
+    let mut second = invoice.clone();
+    second["attempt_count"] = json!(2);
+    second["parent"] = json!({ "type": "quote_details", "quote_details": { "quote": "qt_1" }, "subscription_details": null });
+    let server = Server::start(account(customer(), json!([subscription]), json!([invoice, second]), json!([])));
+    let facts = server.stripe().customer(&cus("cus_ada")).await.unwrap();
+    assert_eq!(facts.subscriptions[0].latest_invoice, Some(InvoiceId::new("in_9").unwrap()));
+    assert_eq!(facts.subscriptions[0].status, Status::Other("hibernating".to_owned()));
+    let invoices: Vec<_> =
+        facts.open_invoices.iter().map(|i| (i.attempted, i.subscription.as_ref().map(SubscriptionId::as_str))).collect();
+    assert_eq!(invoices, [(false, Some("sub_ada")), (true, None)]);
+}
+
+#[tokio::test]
+async fn a_cancellation_at_the_period_end_is_the_end_of_the_longest_period() {
+    let mut at_period_end = subscription();
+    at_period_end["cancel_at_period_end"] = json!(true);
+    at_period_end["items"]["data"][1]["current_period_end"] = json!(1_801_000_000);
+    let mut at = at_period_end.clone();
+    at["cancel_at"] = json!(1_800_000_000);
+    let server = Server::start(account(customer(), json!([at_period_end, at]), json!([]), json!([])));
+    let facts = server.stripe().customer(&cus("cus_ada")).await.unwrap();
+    let cancelled: Vec<_> = facts.subscriptions.iter().map(|subscription| subscription.cancel_at).collect();
+    assert_eq!(cancelled, [Some(EpochSecs::new(1_801_000_000)), Some(EpochSecs::new(1_800_000_000))]);
+}
+
+#[tokio::test]
+async fn a_test_clock_is_read_in_test_mode_and_not_believed_in_live_mode() {
+    let mut on_clock = customer();
+    on_clock["test_clock"] = json!("clock_1");
+    let server = Server::start(account(on_clock.clone(), json!([]), json!([]), json!([])));
+    assert_eq!(server.stripe().customer(&cus("cus_ada")).await.unwrap().test_clock, Some(EpochSecs::new(1_795_348_800)));
+    on_clock["livemode"] = json!(true);
+    let server = Server::start(account(on_clock, json!([]), json!([]), json!([])));
+    assert_eq!(server.stripe().customer(&cus("cus_ada")).await.unwrap().test_clock, None);
+    assert!(server.received().iter().all(|request| !request.path.contains("test_clocks")));
+}
+
+#[tokio::test]
+async fn a_deleted_customer_is_found_as_deleted_even_if_its_lists_are_refused() {
+    let server = Server::start(|request, _| match request.path.as_str() {
+        "/v1/customers/cus_ada" => ok(&json!({ "id": "cus_ada", "object": "customer", "deleted": true })),
+        _ => error(400, "resource_missing"),
+    });
+    let facts = server.stripe().customer(&cus("cus_ada")).await.unwrap();
+    assert_eq!(
+        server.stripe().customers_on_clock("clock_1").await,
+        Err(StripeError::NotFound { request_id: "req_400".to_owned() })
+    );
+    assert!(facts.deleted && facts.subscriptions.is_empty() && facts.open_invoices.is_empty() && facts.user_id.is_none());
+}
+
+#[tokio::test]
+async fn the_customer_of_an_object_is_found_by_the_kind_of_its_id() {
+    let server = Server::start(|request, _| match request.path.as_str() {
+        "/v1/subscriptions/sub_1" => ok(&json!({ "id": "sub_1", "customer": "cus_s" })),
+        "/v1/invoices/in_1" => ok(&json!({ "id": "in_1", "customer": { "id": "cus_i", "object": "customer" } })),
+        "/v1/checkout/sessions/cs_test_1" => ok(&json!({ "id": "cs_test_1", "customer": null })),
+        _ => error(404, "resource_missing"),
+    });
+    let stripe = server.stripe();
+    let found = [
+        ("sub_1", Some("cus_s")),
+        ("in_1", Some("cus_i")),
+        ("cs_test_1", None),
+        ("ch_1", None),
+        ("nonsense", None),
+        ("cus_1", Some("cus_1")),
+    ];
+    for (object, customer) in found {
+        assert_eq!(stripe.customer_of(object).await, Ok(customer.map(cus)), "{object}");
+    }
+    assert_eq!(server.received().len(), 3);
+    assert_eq!(stripe.customer_of("sub_2").await, Err(StripeError::NotFound { request_id: "req_404".to_owned() }));
+}
+
+#[tokio::test]
+async fn what_is_missing_or_unknown_is_named() {
+    let cases: [(&str, Value, &str); 7] = [
+        ("/billing_cycle_anchor", Value::Null, "subscription sub_ada has no billing_cycle_anchor"),
+        ("/status", Value::Null, "subscription sub_ada has no status"),
+        ("/items", Value::Null, "subscription sub_ada has no items.data"),
+        ("/items/data/0/current_period_end", Value::Null, "subscription item si_base has no current_period_end"),
+        ("/items/data/1/price/recurring", Value::Null, "subscription item si_tokens has no price.recurring"),
+        (
+            "/items/data/1/price/recurring/interval",
+            json!("fortnight"),
+            "subscription item si_tokens: price.recurring.interval is \"fortnight\", which we do not know",
+        ),
+        ("/created", json!("yesterday"), "/v1/subscriptions: error deserializing request data"),
+    ];
+    for (pointer, value, reason) in cases {
+        let mut subscription = subscription();
+        *subscription.pointer_mut(pointer).unwrap() = value;
+        let server = Server::start(account(customer(), json!([subscription]), json!([]), json!([])));
+        assert_eq!(reason_unreadable(&server).await, reason);
+    }
+}
+
+// ---------------------------------------------------------------------------------------------------------------------------
+// Lists
+// ---------------------------------------------------------------------------------------------------------------------------
+
+#[tokio::test]
+async fn a_list_is_followed_to_its_end() {
+    let server = Server::start(|request, _| {
+        let page = |id: &str, more: bool| {
+            ok(&json!({ "object": "list", "has_more": more, "data": [{ "id": id, "object": "customer" }] }))
+        };
+        assert_eq!(request.path, "/v1/customers");
+        match request.query.as_str() {
+            "limit=100&test_clock=clock_1" => page("cus_1", true),
+            "limit=100&starting_after=cus_1&test_clock=clock_1" => page("cus_2", true),
+            "limit=100&starting_after=cus_2&test_clock=clock_1" => page("cus_3", false),
+            other => panic!("{other}"),
+        }
+    });
+    assert_eq!(server.stripe().customers_on_clock("clock_1").await.unwrap(), [cus("cus_1"), cus("cus_2"), cus("cus_3")]);
+}
+
+#[tokio::test]
+async fn a_list_without_an_end_is_refused_and_of_sessions_the_newest_are_taken() {
+    let endless = |request: &Received, before: usize| {
+        let data =
+            json!([{ "id": format!("x_{before}"), "created": 5000 - before, "client_reference_id": format!("user {before}") }]);
+        match request.path.as_str() {
+            "/v1/customers/cus_ada" => ok(&customer()),
+            "/v1/checkout/sessions" | "/v1/customers" => ok(&json!({ "object": "list", "has_more": true, "data": data })),
+            _ => ok(&list(json!([]))),
+        }
+    };
+    let server = Server::start(endless);
+    let error = server.stripe().customers_on_clock("clock_1").await.unwrap_err();
+    assert!(matches!(&error, StripeError::Unreadable { reason, .. } if reason.contains("more than 10 pages")), "{error:?}");
+    assert_eq!(server.received().len(), 10);
+
+    let server = Server::start(endless);
+    assert_eq!(server.stripe().customer(&cus("cus_ada")).await.unwrap().checkout_users.len(), 10);
+}
+
+#[tokio::test]
+async fn a_subscription_with_more_items_than_it_shows_has_them_all_read() {
+    let mut long = subscription();
+    long["items"]["has_more"] = json!(true);
+    let mut items = long["items"]["data"].as_array().unwrap().clone();
+    items.push(items[0].clone());
+    let answers = account(customer(), json!([long]), json!([]), json!([]));
+    let server = Server::start(move |request, before| match (request.path.as_str(), request.query.as_str()) {
+        ("/v1/subscription_items", "limit=100&subscription=sub_ada") => ok(&list(json!(items))),
+        _ => answers(request, before),
+    });
+    assert_eq!(server.stripe().customer(&cus("cus_ada")).await.unwrap().subscriptions[0].items.len(), 3);
+}
+
+// ---------------------------------------------------------------------------------------------------------------------------
+// The sandbox
+// ---------------------------------------------------------------------------------------------------------------------------
+
+/// Makes an object of the sandbox and says its id.
+async fn made(client: &StripeClient<FixedKey>, route: &'static str, form: Value) -> String {
+    let request = RequestBuilder::new(StripeMethod::Post, route.strip_prefix("/v1").unwrap()).form(&form);
+    let object = client.send(route, request.customize::<miniserde::json::Value>()).await.unwrap().value;
+    let miniserde::json::Value::Object(object) = object else { panic!("{object:?}") };
+    let Some(miniserde::json::Value::String(id)) = object.get("id") else { panic!("{object:?}") };
+    id.clone()
+}
+
+/// Posts to the sandbox's own API, which has no place in the adapter.
+async fn control(url: String, path: String, body: &'static str) {
+    let answered = tokio::task::spawn_blocking(move || {
+        let mut stream = TcpStream::connect(url.strip_prefix("http://").unwrap()).unwrap();
+        let kind = "Content-Type: application/x-www-form-urlencoded";
+        write!(
+            stream,
+            "POST {path} HTTP/1.1\r\nHost: sandbox\r\nConnection: close\r\n{kind}\r\nContent-Length: {}\r\n\r\n{body}",
+            body.len()
+        )
+        .unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        answer
+    });
+    let answer = answered.await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+}
+
+#[tokio::test]
+async fn a_customer_of_the_sandbox_is_read_and_reported_to() {
+    let sandbox = stripe_sandbox::Sandbox::start(0).await.unwrap();
+    let client = StripeClient::new(Some(&sandbox.url()), FixedKey(SecretKey::new(KEY).unwrap())).unwrap().with_limits(quick());
+    let start = 1_800_000_000;
+
+    let meter = json!({ "display_name": "Requests", "event_name": "requests", "default_aggregation": { "formula": "sum" } });
+    let meter = made(&client, "/v1/billing/meters", meter).await;
+    let product = made(&client, "/v1/products", json!({ "name": "Pro" })).await;
+    let base = json!({ "product": product, "currency": "eur", "unit_amount": 2000, "lookup_key": "pro_base", "recurring": { "interval": "month" } });
+    let base = made(&client, "/v1/prices", base).await;
+    let metered = json!({ "product": product, "currency": "eur", "unit_amount_decimal": "0.25", "lookup_key": "pro_requests",
+                          "recurring": { "interval": "month", "usage_type": "metered", "meter": meter } });
+    let metered = made(&client, "/v1/prices", metered).await;
+    let clock = made(&client, "/v1/test_helpers/test_clocks", json!({ "frozen_time": start })).await;
+    let customer = json!({ "test_clock": clock, "metadata": { "user_id": "ada" } });
+    let customer = cus(&made(&client, "/v1/customers", customer).await);
+    let session = json!({ "mode": "subscription", "customer": customer.as_str(), "success_url": "https://example.com/thanks",
+                          "client_reference_id": "ada", "line_items": [{ "price": base, "quantity": 1 }, { "price": metered }],
+                          "subscription_data": { "metadata": { "user_id": "ada" }, "billing_mode": { "type": "flexible" } } });
+    let session = made(&client, "/v1/checkout/sessions", session).await;
+    control(sandbox.url(), format!("/_sandbox/checkout/sessions/{session}/complete"), "payment_method=pm_card_visa").await;
+
+    let stripe = Stripe::new(client);
+    let facts = stripe.customer(&customer).await.unwrap();
+    assert_eq!((facts.test_clock, facts.user_id), (Some(EpochSecs::new(start)), Some(user("ada"))));
+    assert_eq!((facts.checkout_users.as_slice(), facts.open_invoices.len()), ([user("ada")].as_slice(), 0));
+    let [subscription] = &facts.subscriptions[..] else { panic!("{:?}", facts.subscriptions) };
+    assert_eq!(
+        (&subscription.status, subscription.flexible, subscription.created),
+        (&Status::Active, true, EpochSecs::new(start))
+    );
+    let mut items: Vec<_> = subscription.items.iter().map(|item| (item.lookup_key.as_deref(), item.metered)).collect();
+    items.sort();
+    assert_eq!(items, [(Some("pro_base"), false), (Some("pro_requests"), true)]);
+    let cycle = subscription.items[0].cycle;
+    assert_eq!(subscription.items[0].period, cycle.period_containing(EpochSecs::new(start)));
+    assert_eq!(stripe.customers_on_clock(&clock).await.as_deref(), Ok([customer.clone()].as_slice()));
+    assert_eq!(stripe.customer_of(subscription.id.as_str()).await, Ok(Some(customer.clone())));
+    assert!(matches!(stripe.customer(&cus("cus_nobody")).await, Err(StripeError::NotFound { .. })));
+
+    let report = MeterReport { customer, event_name: "requests".to_owned(), minute: EpochSecs::new(start), ..report() };
+    assert_eq!(stripe.send(&report).await, Ok(Delivered::Now));
+    assert_eq!(stripe.send(&report).await, Ok(Delivered::Before));
+    let too_old = MeterReport { minute: EpochSecs::new(start).plus_days(-36), identifier: "rep_other".to_owned(), ..report };
+    assert!(matches!(stripe.send(&too_old).await, Err(StripeError::Refused { status: 400, .. })));
+    sandbox.shutdown().await;
+}
+
+// ---------------------------------------------------------------------------------------------------------------------------
+// Secrets
+// ---------------------------------------------------------------------------------------------------------------------------
+
+#[derive(Clone, Default)]
+struct Captured(Arc<Mutex<Vec<u8>>>);
+
+impl io::Write for Captured {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn no_log_line_and_no_error_holds_a_key_or_a_body() {
+    let captured = Captured::default();
+    let writer = captured.clone();
+    let subscriber = tracing_subscriber::fmt().with_max_level(tracing::Level::TRACE).with_writer(move || writer.clone()).finish();
+    let _guard = tracing::subscriber::set_default(subscriber);
+
+    let mut shown = String::new();
+    let failures: [Failure; 7] = [
+        || error(400, "bad"),
+        || error(401, "bad"),
+        || error(403, "bad"),
+        || error(500, "bad"),
+        || Reply::Reset,
+        || Reply::Answer(200, vec![], "not JSON: someone@example.com".to_owned()),
+        || Reply::Answer(502, vec![], "someone@example.com".to_owned()),
+    ];
+    for fail in failures {
+        let server = Server::start(move |_, _| fail());
+        let errors =
+            [server.stripe().customer(&cus("cus_ada")).await.unwrap_err(), server.stripe().send(&report()).await.unwrap_err()];
+        shown += &format!("{errors:?} {} {}\n", errors[0], errors[1]);
+    }
+    let server = Server::start(account(customer(), json!([subscription()]), json!([invoice()]), json!([])));
+    server.stripe().customer(&cus("cus_ada")).await.unwrap();
+
+    let logged = String::from_utf8(captured.0.lock().unwrap().clone()).unwrap();
+    assert!(logged.contains("/v1/customers/{id}") && logged.contains("req_500") && logged.contains("attempt=3"), "{logged}");
+    for secret in [KEY, "SecretOfTheTest", "Bearer", "someone@example.com", "90210", "customer=cus_ada"] {
+        assert!(!logged.contains(secret), "the log holds {secret}: {logged}");
+        assert!(!shown.contains(secret), "an error holds {secret}: {shown}");
+    }
+}
