@@ -1,0 +1,220 @@
+//! The sandbox's own API under `/_sandbox`: what Stripe does by hand, by chance, or not at all.
+
+use serde_json::{Value, json};
+
+use crate::error::{ApiError, Reply};
+use crate::form::Params;
+use crate::invoices::{self, RETRY_DAYS};
+use crate::webhooks::{Delivery, DeliveryMode, Dispatch};
+use crate::world::World;
+
+/// What becomes of a subscription when all retries have failed. Source: "Automate payment retries".
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum AfterRetries {
+    /// It stays past due.
+    #[default]
+    PastDue,
+    /// It becomes unpaid.
+    Unpaid,
+    /// It is cancelled.
+    Canceled,
+}
+
+/// What the sandbox was told to do differently.
+#[derive(Clone, Debug)]
+pub(crate) struct Settings {
+    /// How events reach the endpoints.
+    pub(crate) delivery: DeliveryMode,
+    /// What becomes of a subscription when all retries have failed.
+    pub(crate) after_retries: AfterRetries,
+    /// Whether an event's `created` is the time of its object's test clock; Stripe's is the real time.
+    pub(crate) events_in_clock_time: bool,
+    /// How long a meter event takes to show in the summaries.
+    pub(crate) summary_lag_secs: i64,
+    retry_days: Vec<i64>,
+    /// Faults that are still to be played.
+    pub(crate) faults: Vec<Fault>,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            delivery: DeliveryMode::default(),
+            after_retries: AfterRetries::default(),
+            events_in_clock_time: false,
+            summary_lag_secs: 0,
+            retry_days: RETRY_DAYS.to_vec(),
+            faults: Vec::new(),
+        }
+    }
+}
+
+impl Settings {
+    /// The time of the next automatic attempt.
+    pub(crate) fn next_retry(&self, first_attempt_at: i64, attempts: u32) -> Option<i64> {
+        invoices::retry_time(&self.retry_days, first_attempt_at, attempts)
+    }
+}
+
+/// A fault that the next matching requests meet.
+#[derive(Clone, Debug)]
+pub(crate) struct Fault {
+    method: Option<String>,
+    path: String,
+    /// The status to answer with, or a dropped connection.
+    pub(crate) status: Option<u16>,
+    /// Whether the request takes effect all the same.
+    pub(crate) after_effect: bool,
+    left: i64,
+}
+
+/// Takes the fault that this request is to meet.
+pub(crate) fn take_fault(world: &mut World, method: &str, path: &str) -> Option<Fault> {
+    let fault = world.settings.faults.iter_mut().find(|fault| {
+        fault.left > 0 && fault.method.as_deref().is_none_or(|wanted| wanted == method) && path.starts_with(&fault.path)
+    })?;
+    fault.left -= 1;
+    Some(fault.clone())
+}
+
+/// One request to the API, as `/_sandbox/requests` shows it. No key and no body.
+#[derive(Clone, Debug)]
+pub(crate) struct RequestRecord {
+    /// The HTTP method.
+    pub(crate) method: String,
+    /// The path, without its query.
+    pub(crate) path: String,
+    /// The status that was answered; 0 where the connection was dropped.
+    pub(crate) status: u16,
+    /// The `Idempotency-Key`.
+    pub(crate) idempotency_key: Option<String>,
+    /// The `Stripe-Version`.
+    pub(crate) stripe_version: Option<String>,
+    /// The `Request-Id` of the answer.
+    pub(crate) request_id: String,
+    /// When it came in, in real Unix seconds.
+    pub(crate) at: i64,
+}
+
+impl RequestRecord {
+    fn render(&self) -> Value {
+        json!({
+            "method": self.method, "path": self.path, "status": self.status, "idempotency_key": self.idempotency_key,
+            "stripe_version": self.stripe_version, "request_id": self.request_id, "at": self.at,
+        })
+    }
+}
+
+/// The control API.
+pub(crate) fn route(world: &mut World, method: &str, path: &[&str], params: &mut Params) -> Reply {
+    match (method, path) {
+        ("GET", ["health"]) => Ok(json!({"status": "ok"})),
+        ("POST", ["reset"]) => {
+            world.reset();
+            Ok(json!({"reset": true}))
+        }
+        ("GET", ["deliveries"]) => {
+            let deliveries: Vec<Value> = world.deliveries.iter().map(Delivery::render).collect();
+            Ok(json!({"data": deliveries}))
+        }
+        ("GET", ["requests"]) => {
+            let requests: Vec<Value> = world.requests.iter().map(RequestRecord::render).collect();
+            Ok(json!({"data": requests}))
+        }
+        ("GET", ["meter_events"]) => {
+            let events: Vec<Value> = world.meter_events.iter().map(crate::meters::MeterEvent::render_for_control).collect();
+            Ok(json!({"data": events}))
+        }
+        ("POST", ["checkout", "sessions", id, "complete"]) => crate::checkout::complete(world, id, params),
+        ("POST", ["delivery"]) => {
+            let mode = params.required("mode")?;
+            params.finish()?;
+            world.settings.delivery = DeliveryMode::parse(&mode)
+                .ok_or_else(|| ApiError::invalid_param("mode", "mode must be one of normal, twice, reversed, drop"))?;
+            Ok(json!({"mode": mode}))
+        }
+        ("POST", ["events", id, "resend"]) => resend(world, id, params),
+        ("POST", ["settings"]) => set(world, params),
+        ("POST", ["faults"]) => add_fault(world, params),
+        _ => Err(ApiError::unknown_route(method, &format!("/_sandbox/{}", path.join("/")))),
+    }
+}
+
+/// Delivers an event again to every endpoint that wants it, whatever was told about deliveries.
+fn resend(world: &mut World, id: &str, params: &mut Params) -> Reply {
+    params.finish()?;
+    let kind = world.events.get(id).ok_or_else(|| ApiError::not_found("event", id))?.kind().to_owned();
+    let dispatches: Vec<Dispatch> = world
+        .endpoints
+        .iter()
+        .filter(|(_, endpoint)| endpoint.wants(&kind))
+        .map(|(endpoint, _)| Dispatch { event: id.to_owned(), endpoint: endpoint.to_owned() })
+        .collect();
+    let count = dispatches.len();
+    world.resent.extend(dispatches);
+    Ok(json!({"resent": count}))
+}
+
+fn set(world: &mut World, params: &mut Params) -> Reply {
+    let after_retries = params.one_of("after_retries", &["past_due", "unpaid", "canceled"])?;
+    let events_created = params.one_of("events_created", &["clock", "real"])?;
+    let summary_lag_secs = params.int("summary_lag_secs")?;
+    let retry_days = params.text("retry_days")?;
+    params.finish()?;
+    let retry_days = retry_days
+        .map(|text| {
+            text.split(',')
+                .map(|day| {
+                    day.trim()
+                        .parse::<i64>()
+                        .map_err(|_| ApiError::invalid_param("retry_days", "retry_days is a list like 3,5,7"))
+                })
+                .collect::<Result<Vec<i64>, ApiError>>()
+        })
+        .transpose()?;
+    let settings = &mut world.settings;
+    match after_retries.as_deref() {
+        Some("unpaid") => settings.after_retries = AfterRetries::Unpaid,
+        Some("canceled") => settings.after_retries = AfterRetries::Canceled,
+        Some(_) => settings.after_retries = AfterRetries::PastDue,
+        None => {}
+    }
+    if let Some(created) = events_created {
+        settings.events_in_clock_time = created == "clock";
+    }
+    settings.summary_lag_secs = summary_lag_secs.unwrap_or(settings.summary_lag_secs);
+    if let Some(days) = retry_days {
+        settings.retry_days = days;
+    }
+    Ok(json!({
+        "events_created": if settings.events_in_clock_time { "clock" } else { "real" },
+        "retry_days": settings.retry_days,
+        "summary_lag_secs": settings.summary_lag_secs,
+    }))
+}
+
+/// The next `count` requests whose path begins with `path` meet a fault: `status=…`, or `drop=true` for a connection that
+/// ends without an answer; `after_effect=true` lets the request take effect first.
+fn add_fault(world: &mut World, params: &mut Params) -> Reply {
+    let path = params.required("path")?;
+    let method = params.text("method")?;
+    let status = params.int("status")?;
+    let drop = params.boolean("drop")?.unwrap_or(false);
+    let after_effect = params.boolean("after_effect")?.unwrap_or(false);
+    let left = params.int("count")?.unwrap_or(1);
+    params.finish()?;
+    let status = match (status, drop) {
+        (None, true) => None,
+        (Some(status), false) => Some(
+            u16::try_from(status)
+                .ok()
+                .filter(|status| (400..600).contains(status))
+                .ok_or_else(|| ApiError::invalid_param("status", "status must be 400 to 599"))?,
+        ),
+        _ => {
+            return Err(ApiError::invalid_param("status", "Give either status or drop=true."));
+        }
+    };
+    world.settings.faults.push(Fault { method, path, status, after_effect, left });
+    Ok(json!({"faults": world.settings.faults.len()}))
+}

@@ -1,0 +1,498 @@
+//! What the sandbox promises about time, money and faults, driven over HTTP as its users drive it.
+
+#![expect(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test's helpers fail by panicking, as its body does"
+)]
+
+use serde_json::Value;
+use stripe_sandbox::Sandbox;
+
+const HOUR: i64 = 3_600;
+const DAY: i64 = 24 * HOUR;
+/// 2027-01-31 12:00:00 UTC: a month's end, so that periods are clamped.
+const START: i64 = 1_801_396_800;
+/// 2027-02-28 12:00:00 UTC
+const FEBRUARY: i64 = START + 28 * DAY;
+/// 2027-03-31 12:00:00 UTC
+const MARCH: i64 = FEBRUARY + 31 * DAY;
+
+type Form<'a> = &'a [(&'a str, &'a str)];
+
+struct Stripe {
+    sandbox: Sandbox,
+    http: reqwest::Client,
+}
+
+impl Stripe {
+    async fn start() -> Self {
+        Self { sandbox: Sandbox::start(0).await.unwrap(), http: reqwest::Client::new() }
+    }
+
+    async fn send(&self, request: reqwest::RequestBuilder) -> (u16, Value) {
+        let answer = request.bearer_auth("sk_test_lifecycle").send().await.unwrap();
+        let status = answer.status().as_u16();
+        (status, answer.json().await.unwrap())
+    }
+
+    async fn try_post(&self, path: &str, form: Form<'_>) -> (u16, Value) {
+        self.send(self.http.post(format!("{}{path}", self.sandbox.url())).form(form)).await
+    }
+
+    async fn post(&self, path: &str, form: Form<'_>) -> Value {
+        let (status, body) = self.try_post(path, form).await;
+        assert_eq!(status, 200, "POST {path}: {body}");
+        body
+    }
+
+    async fn get(&self, path: &str) -> Value {
+        let (status, body) = self.send(self.http.get(format!("{}{path}", self.sandbox.url()))).await;
+        assert_eq!(status, 200, "GET {path}: {body}");
+        body
+    }
+
+    /// Advances a clock and waits for it.
+    async fn advance(&self, clock: &str, to: i64) {
+        self.post(&format!("/v1/test_helpers/test_clocks/{clock}/advance"), &[("frozen_time", &to.to_string())]).await;
+        for _ in 0..500 {
+            let clock = self.get(&format!("/v1/test_helpers/test_clocks/{clock}")).await;
+            if clock["status"] == "ready" {
+                return;
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+        }
+        panic!("the clock never became ready");
+    }
+
+    /// The types of the events about an object, oldest first.
+    async fn event_types(&self, object: &str) -> Vec<String> {
+        let events = self.get("/v1/events?limit=100").await;
+        let mut types: Vec<String> = events["data"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .filter(|event| event["data"]["object"]["id"] == object)
+            .map(|event| id(&event["type"]))
+            .collect();
+        types.reverse();
+        types
+    }
+}
+
+fn id(value: &Value) -> String {
+    value.as_str().unwrap().to_owned()
+}
+
+/// A customer on a clock with a subscription of a flat price (19.00) and a metered one (0.25 cents a request).
+struct Month {
+    stripe: Stripe,
+    clock: String,
+    customer: String,
+    good: String,
+    bad: String,
+    base: String,
+    metered: String,
+    meter: String,
+}
+
+impl Month {
+    async fn begin() -> Self {
+        let stripe = Stripe::start().await;
+        let meter = stripe
+            .post(
+                "/v1/billing/meters",
+                &[("display_name", "Requests"), ("event_name", "requests"), ("default_aggregation[formula]", "sum")],
+            )
+            .await;
+        let meter = id(&meter["id"]);
+        let base = stripe
+            .post(
+                "/v1/prices",
+                &[("currency", "usd"), ("unit_amount", "1900"), ("recurring[interval]", "month"), ("product_data[name]", "Pro")],
+            )
+            .await;
+        let metered = stripe
+            .post(
+                "/v1/prices",
+                &[
+                    ("currency", "usd"),
+                    ("unit_amount_decimal", "0.25"),
+                    ("recurring[interval]", "month"),
+                    ("recurring[usage_type]", "metered"),
+                    ("recurring[meter]", &meter),
+                    ("product", base["product"].as_str().unwrap()),
+                ],
+            )
+            .await;
+        let clock = stripe.post("/v1/test_helpers/test_clocks", &[("frozen_time", &START.to_string())]).await;
+        let clock = id(&clock["id"]);
+        let customer = id(&stripe.post("/v1/customers", &[("test_clock", &clock)]).await["id"]);
+        let mut methods = Vec::new();
+        for token in ["pm_card_visa", "pm_card_chargeCustomerFail"] {
+            let path = format!("/v1/payment_methods/{token}/attach");
+            methods.push(id(&stripe.post(&path, &[("customer", &customer)]).await["id"]));
+        }
+        let bad = methods.pop().unwrap();
+        let good = methods.pop().unwrap();
+        Self { stripe, clock, customer, good, bad, base: id(&base["id"]), metered: id(&metered["id"]), meter }
+    }
+
+    async fn pay_with(&self, method: &str) {
+        let path = format!("/v1/customers/{}", self.customer);
+        self.stripe.post(&path, &[("invoice_settings[default_payment_method]", method)]).await;
+    }
+
+    async fn subscribe(&self, more: Form<'_>) -> Value {
+        let mut form = vec![
+            ("customer", self.customer.as_str()),
+            ("items[0][price]", self.base.as_str()),
+            ("items[1][price]", self.metered.as_str()),
+        ];
+        form.extend_from_slice(more);
+        self.stripe.post("/v1/subscriptions", &form).await
+    }
+
+    async fn use_requests(&self, value: &str, at: i64) {
+        let form = [
+            ("event_name", "requests"),
+            ("timestamp", &at.to_string()),
+            ("payload[stripe_customer_id]", &self.customer),
+            ("payload[value]", value),
+        ];
+        self.stripe.post("/v1/billing/meter_events", &form).await;
+    }
+
+    async fn subscription(&self, subscription: &Value) -> Value {
+        let path = format!("/v1/subscriptions/{}?expand[]=latest_invoice", subscription["id"].as_str().unwrap());
+        self.stripe.get(&path).await
+    }
+}
+
+fn period(subscription: &Value) -> (i64, i64) {
+    let item = &subscription["items"]["data"][0];
+    (item["current_period_start"].as_i64().unwrap(), item["current_period_end"].as_i64().unwrap())
+}
+
+#[tokio::test]
+async fn a_renewal_bills_the_closed_months_usage_and_the_next_months_base_an_hour_later() {
+    let month = Month::begin().await;
+    month.pay_with(&month.good).await;
+    let subscription = month.subscribe(&[]).await;
+    assert_eq!(subscription["status"], "active");
+    assert_eq!(period(&subscription), (START, FEBRUARY));
+    month.use_requests("1000", START + 60).await;
+    month.stripe.advance(&month.clock, FEBRUARY).await;
+
+    let renewed = month.subscription(&subscription).await;
+    assert_eq!(period(&renewed), (FEBRUARY, MARCH), "clamped from the anchor: back to the 31st");
+    assert_eq!(renewed["latest_invoice"]["status"], "draft");
+    assert_eq!(renewed["latest_invoice"]["created"], FEBRUARY);
+    // Late usage of the closed period still counts while the invoice is a draft, and usage of the new period does not.
+    month.use_requests("3000", FEBRUARY - 1).await;
+    month.use_requests("9999", FEBRUARY).await;
+    month.stripe.advance(&month.clock, FEBRUARY + HOUR).await;
+    let invoice = &month.subscription(&subscription).await["latest_invoice"];
+    assert_eq!(invoice["status"], "paid");
+    assert_eq!(invoice["amount_paid"], 1900 + 1000);
+
+    // Usage that comes after the invoice is final is never billed.
+    month.use_requests("5000", FEBRUARY - 2).await;
+    month.stripe.advance(&month.clock, MARCH + HOUR).await;
+    let invoice = &month.subscription(&subscription).await["latest_invoice"];
+    assert_eq!(invoice["amount_paid"], 1900 + 2500, "9,999 requests, rounded half up");
+    let invoice = invoice["id"].as_str().unwrap();
+    assert_eq!(
+        month.stripe.event_types(invoice).await,
+        ["invoice.created", "invoice.finalized", "invoice.paid", "invoice.payment_succeeded"]
+    );
+}
+
+#[tokio::test]
+async fn a_failed_renewal_is_retried_on_days_3_5_and_7_and_a_late_payment_makes_it_good() {
+    let month = Month::begin().await;
+    month.pay_with(&month.good).await;
+    let subscription = month.subscribe(&[]).await;
+    month.pay_with(&month.bad).await;
+    let mut attempts = vec![];
+    for (days, attempt) in [(0, 1), (2, 1), (3, 2), (5, 3), (7, 4), (20, 4)] {
+        month.stripe.advance(&month.clock, FEBRUARY + HOUR + days * DAY).await;
+        let now = month.subscription(&subscription).await;
+        assert_eq!(now["status"], "past_due", "day {days}");
+        assert_eq!(now["latest_invoice"]["attempt_count"], attempt, "day {days}");
+        attempts.push(now["latest_invoice"]["next_payment_attempt"].clone());
+    }
+    let first = FEBRUARY + HOUR;
+    assert_eq!(attempts[0], first + 3 * DAY);
+    assert_eq!(attempts[3], first + 7 * DAY);
+    assert_eq!(attempts[4], Value::Null);
+
+    let invoice = id(&month.subscription(&subscription).await["latest_invoice"]["id"]);
+    let pay = format!("/v1/invoices/{invoice}/pay");
+    let (status, declined) = month.stripe.try_post(&pay, &[]).await;
+    assert_eq!((status, &declined["error"]["type"]), (402, &Value::from("card_error")));
+    month.pay_with(&month.good).await;
+    assert_eq!(month.stripe.post(&pay, &[]).await["status"], "paid");
+    assert_eq!(month.subscription(&subscription).await["status"], "active");
+    let types = month.stripe.event_types(&invoice).await;
+    assert_eq!(types.iter().filter(|kind| *kind == "invoice.payment_failed").count(), 5);
+    assert_eq!(types.iter().filter(|kind| *kind == "invoice.paid").count(), 1);
+}
+
+#[tokio::test]
+async fn exhausted_retries_end_as_the_account_says() {
+    for (setting, expected) in [("unpaid", "unpaid"), ("canceled", "canceled"), ("past_due", "past_due")] {
+        let month = Month::begin().await;
+        month.stripe.post("/_sandbox/settings", &[("after_retries", setting)]).await;
+        month.pay_with(&month.good).await;
+        let subscription = month.subscribe(&[]).await;
+        month.pay_with(&month.bad).await;
+        month.stripe.advance(&month.clock, FEBRUARY + 10 * DAY).await;
+        let now = month.subscription(&subscription).await;
+        assert_eq!(now["status"], expected);
+        assert_eq!(now["latest_invoice"]["status"], "open", "the debt stays");
+    }
+}
+
+#[tokio::test]
+async fn cancel_at_period_end_bills_the_last_usage_and_no_further_base() {
+    let month = Month::begin().await;
+    month.pay_with(&month.good).await;
+    let subscription = month.subscribe(&[]).await;
+    let path = format!("/v1/subscriptions/{}", subscription["id"].as_str().unwrap());
+    let leaving = month.stripe.post(&path, &[("cancel_at_period_end", "true")]).await;
+    assert_eq!(leaving["status"], "active");
+    assert_eq!(leaving["cancel_at"], FEBRUARY);
+    month.use_requests("400", START + 60).await;
+    month.stripe.advance(&month.clock, FEBRUARY + 2 * HOUR).await;
+    let gone = month.subscription(&subscription).await;
+    assert_eq!(gone["status"], "canceled");
+    assert_eq!(gone["ended_at"], FEBRUARY);
+    assert_eq!(gone["latest_invoice"]["status"], "paid");
+    assert_eq!(gone["latest_invoice"]["amount_paid"], 100);
+    assert!(
+        month
+            .stripe
+            .event_types(subscription["id"].as_str().unwrap())
+            .await
+            .contains(&"customer.subscription.deleted".to_owned())
+    );
+}
+
+#[tokio::test]
+async fn a_first_payment_that_fails_leaves_it_incomplete_and_expires_after_23_hours() {
+    let month = Month::begin().await;
+    month.pay_with(&month.bad).await;
+    let subscription = month.subscribe(&[]).await;
+    assert_eq!(subscription["status"], "incomplete");
+    month.stripe.advance(&month.clock, START + 23 * HOUR - 1).await;
+    assert_eq!(month.subscription(&subscription).await["status"], "incomplete");
+    month.stripe.advance(&month.clock, START + 23 * HOUR).await;
+    let expired = month.subscription(&subscription).await;
+    assert_eq!(expired["status"], "incomplete_expired");
+    assert_eq!(expired["latest_invoice"]["status"], "void");
+}
+
+#[tokio::test]
+async fn a_trial_is_free_and_its_end_is_announced() {
+    let month = Month::begin().await;
+    month.pay_with(&month.good).await;
+    let subscription = month.subscribe(&[("trial_period_days", "7")]).await;
+    assert_eq!(subscription["status"], "trialing");
+    month.use_requests("4000", START + 60).await;
+    month.stripe.advance(&month.clock, START + 4 * DAY).await;
+    let types = month.stripe.event_types(subscription["id"].as_str().unwrap()).await;
+    assert!(types.contains(&"customer.subscription.trial_will_end".to_owned()));
+    month.stripe.advance(&month.clock, START + 7 * DAY + HOUR).await;
+    let active = month.subscription(&subscription).await;
+    assert_eq!(active["status"], "active");
+    assert_eq!(active["latest_invoice"]["amount_paid"], 1900, "the trial's usage is free");
+    assert_eq!(period(&active).0, START + 7 * DAY);
+}
+
+#[tokio::test]
+async fn only_the_flexible_mode_bills_usage_before_a_price_switch() {
+    for (mode, billed) in [("flexible", 1900 + 1000 + 1000), ("classic", 1900 + 5 * 1000)] {
+        let month = Month::begin().await;
+        month.pay_with(&month.good).await;
+        let dearer = month
+            .stripe
+            .post(
+                "/v1/prices",
+                &[
+                    ("currency", "usd"),
+                    ("unit_amount", "1"),
+                    ("recurring[interval]", "month"),
+                    ("recurring[usage_type]", "metered"),
+                    ("recurring[meter]", &month.meter),
+                    ("product_data[name]", "Dearer"),
+                ],
+            )
+            .await;
+        let subscription = month.subscribe(&[("billing_mode[type]", mode)]).await;
+        month.use_requests("4000", START + 60).await;
+        month.stripe.advance(&month.clock, START + 10 * DAY).await;
+        let item = subscription["items"]["data"][1]["id"].as_str().unwrap();
+        let path = format!("/v1/subscriptions/{}", subscription["id"].as_str().unwrap());
+        let price = dearer["id"].as_str().unwrap();
+        month.stripe.post(&path, &[("items[0][id]", item), ("items[0][price]", price)]).await;
+        month.use_requests("1000", START + 10 * DAY).await;
+        month.stripe.advance(&month.clock, FEBRUARY + HOUR).await;
+        let invoice = &month.subscription(&subscription).await["latest_invoice"];
+        assert_eq!(invoice["amount_paid"], billed, "{mode}");
+    }
+}
+
+#[tokio::test]
+async fn a_licensed_upgrade_is_prorated_on_the_next_invoice() {
+    let month = Month::begin().await;
+    month.pay_with(&month.good).await;
+    let dearer = month
+        .stripe
+        .post(
+            "/v1/prices",
+            &[("currency", "usd"), ("unit_amount", "3800"), ("recurring[interval]", "month"), ("product_data[name]", "Business")],
+        )
+        .await;
+    let subscription = month.subscribe(&[]).await;
+    month.stripe.advance(&month.clock, START + 14 * DAY).await;
+    let item = subscription["items"]["data"][0]["id"].as_str().unwrap();
+    let path = format!("/v1/subscriptions/{}", subscription["id"].as_str().unwrap());
+    month.stripe.post(&path, &[("items[0][id]", item), ("items[0][price]", dearer["id"].as_str().unwrap())]).await;
+    month.stripe.advance(&month.clock, FEBRUARY + HOUR).await;
+    let invoice = &month.subscription(&subscription).await["latest_invoice"];
+    assert_eq!(invoice["amount_paid"], 3800 + 1900 - 950, "half a month of each: 1900 − 950, and the month ahead");
+}
+
+#[tokio::test]
+async fn a_cancelled_subscription_keeps_its_open_invoice_but_collects_it_no_more() {
+    let month = Month::begin().await;
+    month.pay_with(&month.good).await;
+    let subscription = month.subscribe(&[]).await;
+    month.pay_with(&month.bad).await;
+    month.stripe.advance(&month.clock, FEBRUARY + HOUR).await;
+    let path = format!("{}/v1/subscriptions/{}", month.stripe.sandbox.url(), subscription["id"].as_str().unwrap());
+    let (status, cancelled) = month.stripe.send(month.stripe.http.delete(path)).await;
+    assert_eq!((status, &cancelled["status"]), (200, &Value::from("canceled")));
+    let invoice = &month.subscription(&subscription).await["latest_invoice"];
+    assert_eq!(invoice["status"], "open");
+    assert_eq!(invoice["next_payment_attempt"], Value::Null);
+    month.pay_with(&month.good).await;
+    month.stripe.post(&format!("/v1/invoices/{}/pay", invoice["id"].as_str().unwrap()), &[]).await;
+    assert_eq!(month.subscription(&subscription).await["status"], "canceled", "paying does not revive it");
+}
+
+#[tokio::test]
+async fn meter_events_are_judged_by_the_customers_own_clock() {
+    let month = Month::begin().await;
+    let event = |at: i64| {
+        let at = at.to_string();
+        let customer = month.customer.clone();
+        let stripe = &month.stripe;
+        async move {
+            let form = [
+                ("event_name", "requests"),
+                ("timestamp", at.as_str()),
+                ("payload[stripe_customer_id]", customer.as_str()),
+                ("payload[value]", "1"),
+            ];
+            stripe.try_post("/v1/billing/meter_events", &form).await.0
+        }
+    };
+    assert_eq!(event(START - 35 * DAY).await, 200);
+    assert_eq!(event(START - 35 * DAY - 1).await, 400);
+    assert_eq!(event(START + 300).await, 200);
+    assert_eq!(event(START + 301).await, 400);
+}
+
+#[tokio::test]
+async fn two_meter_events_of_one_customer_and_meter_at_once_are_one_too_many() {
+    let month = Month::begin().await;
+    let form = |identifier: &'static str| {
+        vec![
+            ("event_name".to_owned(), "requests".to_owned()),
+            ("identifier".to_owned(), identifier.to_owned()),
+            ("payload[stripe_customer_id]".to_owned(), month.customer.clone()),
+            ("payload[value]".to_owned(), "1".to_owned()),
+        ]
+    };
+    let url = format!("{}/v1/billing/meter_events", month.stripe.sandbox.url());
+    let send = |identifier| month.stripe.send(month.stripe.http.post(&url).form(&form(identifier)));
+    // Both connections are open before the calls, so that the calls really meet.
+    tokio::join!(send("warm-1"), send("warm-2"));
+    let mut met = false;
+    for _ in 0..20 {
+        let ((a, _), (b, body)) = tokio::join!(send("one"), send("two"));
+        if a == 429 || b == 429 {
+            met = true;
+            break;
+        }
+        assert!([200, 400].contains(&a) && [200, 400].contains(&b), "{body}");
+    }
+    assert!(met, "the lock was never noticed");
+}
+
+#[tokio::test]
+async fn an_advancing_clock_refuses_changes_and_goes_at_most_two_intervals() {
+    let month = Month::begin().await;
+    month.pay_with(&month.good).await;
+    month.subscribe(&[]).await;
+    let path = format!("/v1/test_helpers/test_clocks/{}/advance", month.clock);
+    let too_far = (MARCH + 1).to_string();
+    assert_eq!(month.stripe.try_post(&path, &[("frozen_time", &too_far)]).await.0, 400);
+    month.stripe.post(&path, &[("frozen_time", &MARCH.to_string())]).await;
+    let customer = format!("/v1/customers/{}", month.customer);
+    let (status, body) = month.stripe.try_post(&customer, &[("name", "Ada")]).await;
+    assert_eq!(status, 429);
+    assert!(body["error"]["message"].as_str().unwrap().starts_with("Test clock advancement underway"));
+}
+
+#[tokio::test]
+async fn faults_strike_before_or_after_the_effect() {
+    let stripe = Stripe::start().await;
+    stripe.post("/_sandbox/faults", &[("path", "/v1/customers"), ("status", "500")]).await;
+    assert_eq!(stripe.try_post("/v1/customers", &[]).await.0, 500);
+    let count = async || stripe.get("/v1/customers").await["data"].as_array().unwrap().len();
+    assert_eq!(count().await, 0);
+    stripe
+        .post("/_sandbox/faults", &[("path", "/v1/customers"), ("method", "POST"), ("drop", "true"), ("after_effect", "true")])
+        .await;
+    let url = format!("{}/v1/customers", stripe.sandbox.url());
+    let lost = stripe.http.post(url).bearer_auth("sk_test_x").send().await;
+    let nothing_readable = match lost {
+        Err(_) => true,
+        Ok(answer) => answer.bytes().await.is_err(),
+    };
+    assert!(nothing_readable);
+    assert_eq!(count().await, 1, "it took effect all the same");
+    let requests = stripe.get("/_sandbox/requests").await;
+    let statuses: Vec<&Value> = requests["data"].as_array().unwrap().iter().map(|request| &request["status"]).collect();
+    assert_eq!(statuses, [500, 200, 0, 200]);
+}
+
+#[tokio::test]
+async fn a_saved_500_is_replayed_under_its_key() {
+    let stripe = Stripe::start().await;
+    stripe.post("/_sandbox/faults", &[("path", "/v1/customers"), ("status", "500"), ("after_effect", "true")]).await;
+    let url = format!("{}/v1/customers", stripe.sandbox.url());
+    let send = || stripe.send(stripe.http.post(&url).header("idempotency-key", "key-1").form(&[("name", "Ada")]));
+    assert_eq!(send().await.0, 500);
+    assert_eq!(send().await.0, 500, "the fault is over, but the answer was saved");
+    assert_eq!(stripe.get("/v1/customers").await["data"].as_array().unwrap().len(), 1);
+}
+
+#[tokio::test]
+async fn the_door_is_shut_without_a_test_key_and_opens_to_a_bare_question_mark() {
+    let stripe = Stripe::start().await;
+    let url = format!("{}/v1/customers?", stripe.sandbox.url());
+    for key in ["", "sk_live_1", "pk_test_1", "sk_test_"] {
+        let answer = stripe.http.get(&url).bearer_auth(key).send().await.unwrap();
+        assert_eq!(answer.status().as_u16(), 401, "{key}");
+        assert!(answer.headers().contains_key("request-id"));
+    }
+    assert_eq!(stripe.http.get(&url).basic_auth("rk_test_1", Some("")).send().await.unwrap().status().as_u16(), 200);
+    let json = stripe.http.post(&url).bearer_auth("sk_test_1").json(&serde_json::json!({"name": "Ada"}));
+    assert_eq!(json.send().await.unwrap().status().as_u16(), 400);
+    stripe.sandbox.shutdown().await;
+}
