@@ -1,0 +1,355 @@
+//! The few AWS calls of the local stack, as the plain HTTP they are.
+//!
+//! MiniStack takes the keys `test`/`test` for the account's root without looking at the signature, so nothing is signed, and
+//! no AWS SDK is compiled for it. The functions under test use the real SDK and signed role credentials.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use reqwest::{Method, RequestBuilder};
+use serde_json::{Map, Value, json};
+
+use crate::ministack::REGION;
+
+/// Name of the policy that holds a function role's grants in `template.yaml`.
+const GRANTS: &str = "grants";
+
+/// The stack's AWS.
+#[derive(Debug, Clone)]
+pub struct Aws {
+    url: String,
+    http: reqwest::Client,
+}
+
+/// What a function answered to an invocation.
+#[derive(Debug, Clone)]
+pub struct Invoked {
+    /// Whether the function failed.
+    pub failed: bool,
+    /// Its answer, or its error.
+    pub payload: Value,
+}
+
+impl Aws {
+    pub(crate) fn new(url: &str) -> Result<Self> {
+        let http = reqwest::Client::builder().timeout(Duration::from_secs(330)).build()?;
+        Ok(Self { url: url.trim_end_matches('/').to_owned(), http })
+    }
+
+    /// The endpoint.
+    #[must_use]
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+
+    fn request(&self, service: &str, method: Method, path: &str) -> RequestBuilder {
+        let credential = format!("AWS4-HMAC-SHA256 Credential=test/20260101/{REGION}/{service}/aws4_request");
+        let signature = format!("{credential}, SignedHeaders=host, Signature={:064}", 0);
+        self.http.request(method, format!("{}{path}", self.url)).header("authorization", signature)
+    }
+
+    /// Calls a service that speaks JSON with a target header: DynamoDB, SQS, SSM.
+    async fn json(&self, service: &str, target: &str, version: &str, body: &Value) -> Result<Value> {
+        let answer = self
+            .request(service, Method::POST, "/")
+            .header("x-amz-target", target)
+            .header("content-type", format!("application/x-amz-json-{version}"))
+            .body(body.to_string())
+            .send()
+            .await
+            .with_context(|| format!("{target}: no answer"))?;
+        let status = answer.status();
+        let text = answer.text().await?;
+        ensure!(status.is_success(), "{target}: {status}: {text}");
+        if text.is_empty() { Ok(Value::Null) } else { Ok(serde_json::from_str(&text)?) }
+    }
+
+    /// Calls a service that takes a form and answers in XML: CloudFormation, IAM.
+    async fn form(&self, service: &str, version: &str, action: &str, parameters: &[(&str, &str)]) -> Result<String> {
+        let mut form = vec![("Action", action), ("Version", version)];
+        form.extend_from_slice(parameters);
+        let answer = self.request(service, Method::POST, "/").form(&form).send().await?;
+        let status = answer.status();
+        let text = answer.text().await?;
+        ensure!(status.is_success(), "{service} {action}: {status}: {text}");
+        Ok(text)
+    }
+
+    /// Writes an SSM SecureString.
+    ///
+    /// # Errors
+    /// The service refused.
+    pub async fn put_secret(&self, name: &str, value: &str) -> Result<()> {
+        let body = json!({"Name": name, "Value": value, "Type": "SecureString", "Overwrite": true});
+        self.json("ssm", "AmazonSSM.PutParameter", "1.1", &body).await.map(drop)
+    }
+
+    /// Sends one message.
+    ///
+    /// # Errors
+    /// The service refused.
+    pub async fn send_message(&self, queue_url: &str, body: &str) -> Result<()> {
+        let body = json!({"QueueUrl": queue_url, "MessageBody": body});
+        self.json("sqs", "AmazonSQS.SendMessage", "1.0", &body).await.map(drop)
+    }
+
+    /// Sends messages, ten a call.
+    ///
+    /// # Errors
+    /// The service refused one of them.
+    pub async fn send_messages(&self, queue_url: &str, bodies: &[String]) -> Result<()> {
+        for ten in bodies.chunks(10) {
+            let entries: Vec<Value> =
+                ten.iter().enumerate().map(|(at, body)| json!({"Id": at.to_string(), "MessageBody": body})).collect();
+            let body = json!({"QueueUrl": queue_url, "Entries": entries});
+            let answer = self.json("sqs", "AmazonSQS.SendMessageBatch", "1.0", &body).await?;
+            let failed = answer.get("Failed").and_then(Value::as_array).is_some_and(|failed| !failed.is_empty());
+            ensure!(!failed, "SendMessageBatch: {answer}");
+        }
+        Ok(())
+    }
+
+    /// How many messages a queue holds, those in the hands of a consumer included.
+    ///
+    /// # Errors
+    /// The service refused.
+    pub async fn queue_depth(&self, queue_url: &str) -> Result<u64> {
+        let names =
+            ["ApproximateNumberOfMessages", "ApproximateNumberOfMessagesNotVisible", "ApproximateNumberOfMessagesDelayed"];
+        let body = json!({"QueueUrl": queue_url, "AttributeNames": names});
+        let answer = self.json("sqs", "AmazonSQS.GetQueueAttributes", "1.0", &body).await?;
+        let count = |name: &&str| answer.pointer(&format!("/Attributes/{name}"))?.as_str()?.parse::<u64>().ok();
+        Ok(names.iter().filter_map(|name| count(name)).sum())
+    }
+
+    /// Reads one item, its attributes as plain JSON.
+    ///
+    /// # Errors
+    /// The service refused.
+    pub async fn item(&self, table: &str, key: &[(&str, &str)]) -> Result<Option<Value>> {
+        let key: Map<String, Value> = key.iter().map(|(name, text)| ((*name).to_owned(), json!({"S": text}))).collect();
+        let body = json!({"TableName": table, "Key": key, "ConsistentRead": true});
+        let answer = self.json("dynamodb", "DynamoDB_20120810.GetItem", "1.0", &body).await?;
+        Ok(answer.get("Item").map(plain_item))
+    }
+
+    /// Reads a whole table, the items' attributes as plain JSON.
+    ///
+    /// # Errors
+    /// The service refused.
+    pub async fn scan(&self, table: &str) -> Result<Vec<Value>> {
+        let mut items = Vec::new();
+        let mut start = None;
+        loop {
+            let mut body = json!({"TableName": table, "ConsistentRead": true});
+            if let (Some(start), Some(body)) = (start.take(), body.as_object_mut()) {
+                body.insert("ExclusiveStartKey".to_owned(), start);
+            }
+            let answer = self.json("dynamodb", "DynamoDB_20120810.Scan", "1.0", &body).await?;
+            items.extend(answer.get("Items").and_then(Value::as_array).into_iter().flatten().map(plain_item));
+            start = answer.get("LastEvaluatedKey").filter(|key| !key.is_null()).cloned();
+            if start.is_none() {
+                return Ok(items);
+            }
+        }
+    }
+
+    /// Invokes a function and waits for its answer.
+    ///
+    /// # Errors
+    /// The service refused; a function that fails is no error here.
+    pub async fn invoke(&self, function: &str, event: &Value) -> Result<Invoked> {
+        let path = format!("/2015-03-31/functions/{function}/invocations");
+        let answer = self
+            .request("lambda", Method::POST, &path)
+            .header("content-type", "application/json")
+            .body(event.to_string())
+            .send()
+            .await?;
+        let status = answer.status();
+        let failed = answer.headers().contains_key("x-amz-function-error");
+        let text = answer.text().await?;
+        ensure!(status.is_success(), "invoking {function}: {status}: {text}");
+        let payload = if text.is_empty() { Value::Null } else { serde_json::from_str(&text)? };
+        Ok(Invoked { failed, payload })
+    }
+
+    /// Gives every queue's event source the concurrency it was deployed with, as a number.
+    ///
+    /// MiniStack hands a template parameter of type `Number` on as text, and its poller then stops at comparing text with a
+    /// number. AWS itself needs none of this.
+    pub(crate) async fn mend_event_sources(&self) -> Result<()> {
+        let path = "/2015-03-31/event-source-mappings/";
+        let listed: Value = self.request("lambda", Method::GET, path).send().await?.error_for_status()?.json().await?;
+        for mapping in listed.get("EventSourceMappings").and_then(Value::as_array).into_iter().flatten() {
+            let Some(id) = mapping.get("UUID").and_then(Value::as_str) else { continue };
+            let Some(concurrency) = mapping.pointer("/ScalingConfig/MaximumConcurrency") else { continue };
+            let concurrency = match concurrency {
+                Value::String(text) => text.parse::<u64>().context("MaximumConcurrency is no number")?,
+                number => number.as_u64().context("MaximumConcurrency is no number")?,
+            };
+            let body = json!({"ScalingConfig": {"MaximumConcurrency": concurrency}});
+            let request = self.request("lambda", Method::PUT, &format!("{path}{id}"));
+            request.json(&body).send().await?.error_for_status().context("an event source cannot be updated")?;
+        }
+        Ok(())
+    }
+
+    /// A stack's outputs by name.
+    pub(crate) async fn outputs(&self, stack: &str) -> Result<BTreeMap<String, String>> {
+        let text = self.form("cloudformation", "2010-05-15", "DescribeStacks", &[("StackName", stack)]).await?;
+        let document = roxmltree::Document::parse(&text)?;
+        let text_of = |node: roxmltree::Node<'_, '_>, name: &str| {
+            node.children()
+                .find(|child| child.has_tag_name(("http://cloudformation.amazonaws.com/doc/2010-05-15/", name)))
+                .and_then(|child| child.text())
+                .map(str::to_owned)
+        };
+        Ok(document.descendants().filter_map(|node| Some((text_of(node, "OutputKey")?, text_of(node, "OutputValue")?))).collect())
+    }
+
+    /// The grants of a role: the statements of its one inline policy.
+    ///
+    /// # Errors
+    /// The service refused, or the role has no such policy.
+    pub async fn grants(&self, role: &str) -> Result<Vec<Value>> {
+        let parameters = [("RoleName", role), ("PolicyName", GRANTS)];
+        let text = self.form("iam", "2010-05-08", "GetRolePolicy", &parameters).await?;
+        let document = roxmltree::Document::parse(&text)?;
+        let policy = document.descendants().find(|node| node.tag_name().name() == "PolicyDocument");
+        let encoded = policy.and_then(|node| node.text()).context("GetRolePolicy: no document")?;
+        let policy: Value = serde_json::from_str(&percent_decoded(encoded)?)?;
+        Ok(policy.get("Statement").and_then(Value::as_array).cloned().unwrap_or_default())
+    }
+
+    /// Replaces the grants of a role.
+    ///
+    /// # Errors
+    /// The service refused.
+    pub async fn put_grants(&self, role: &str, statements: &[Value]) -> Result<()> {
+        let document = json!({"Version": "2012-10-17", "Statement": statements}).to_string();
+        let parameters = [("RoleName", role), ("PolicyName", GRANTS), ("PolicyDocument", document.as_str())];
+        self.form("iam", "2010-05-08", "PutRolePolicy", &parameters).await.map(drop)
+    }
+
+    /// The role of a function, by name.
+    ///
+    /// # Errors
+    /// The service refused.
+    pub async fn role_of(&self, function: &str) -> Result<String> {
+        let path = format!("/2015-03-31/functions/{function}/configuration");
+        let answer: Value = self.request("lambda", Method::GET, &path).send().await?.error_for_status()?.json().await?;
+        let arn = answer.get("Role").and_then(Value::as_str).context("the function has no role")?;
+        Ok(arn.rsplit('/').next().unwrap_or(arn).to_owned())
+    }
+}
+
+/// One grant as it can be taken away: one action of one statement.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Grant {
+    /// The statement's `Sid`.
+    pub statement: String,
+    /// The action.
+    pub action: String,
+}
+
+/// Every single grant of some statements.
+#[must_use]
+pub fn single_grants(statements: &[Value]) -> Vec<Grant> {
+    let sid = |statement: &Value| statement.get("Sid").and_then(Value::as_str).unwrap_or_default().to_owned();
+    statements
+        .iter()
+        .flat_map(|statement| actions(statement).into_iter().map(move |action| Grant { statement: sid(statement), action }))
+        .collect()
+}
+
+/// The statements without one grant; a statement that loses its last action goes too.
+#[must_use]
+pub fn without(statements: &[Value], grant: &Grant) -> Vec<Value> {
+    let mut left = Vec::new();
+    for statement in statements {
+        let mut statement = statement.clone();
+        if statement.get("Sid").and_then(Value::as_str) == Some(grant.statement.as_str()) {
+            let kept: Vec<String> = actions(&statement).into_iter().filter(|action| *action != grant.action).collect();
+            if kept.is_empty() {
+                continue;
+            }
+            if let Some(fields) = statement.as_object_mut() {
+                fields.insert("Action".to_owned(), json!(kept));
+            }
+        }
+        left.push(statement);
+    }
+    left
+}
+
+fn actions(statement: &Value) -> Vec<String> {
+    match statement.get("Action") {
+        Some(Value::String(one)) => vec![one.clone()],
+        Some(Value::Array(many)) => many.iter().filter_map(Value::as_str).map(str::to_owned).collect(),
+        _ => Vec::new(),
+    }
+}
+
+/// DynamoDB's typed attributes as plain JSON. Numbers too large for JSON stay text.
+fn plain_item(item: &Value) -> Value {
+    let attributes = item.as_object().into_iter().flatten();
+    Value::Object(attributes.map(|(name, value)| (name.clone(), plain(value))).collect())
+}
+
+fn plain(typed: &Value) -> Value {
+    let Some((kind, value)) = typed.as_object().and_then(|one| one.iter().next()) else { return Value::Null };
+    match (kind.as_str(), value) {
+        ("N", Value::String(number)) => serde_json::from_str(number).unwrap_or_else(|_| value.clone()),
+        ("NULL", _) => Value::Null,
+        ("M", map) => plain_item(map),
+        ("L", Value::Array(list)) => Value::Array(list.iter().map(plain).collect()),
+        ("NS", Value::Array(set)) => Value::Array(set.iter().map(|number| plain(&json!({"N": number}))).collect()),
+        _ => value.clone(),
+    }
+}
+
+/// IAM hands policies out URL-encoded.
+fn percent_decoded(text: &str) -> Result<String> {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.bytes();
+    while let Some(byte) = rest.next() {
+        if byte == b'%' {
+            let pair = [rest.next().context("cut off")?, rest.next().context("cut off")?];
+            bytes.push(u8::from_str_radix(std::str::from_utf8(&pair)?, 16)?);
+        } else {
+            bytes.push(byte);
+        }
+    }
+    Ok(String::from_utf8(bytes)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_grant_is_taken_away_alone() {
+        let statements = [
+            json!({"Sid": "Read", "Action": "dynamodb:GetItem", "Resource": "a"}),
+            json!({"Sid": "Write", "Action": ["dynamodb:PutItem", "dynamodb:UpdateItem"], "Resource": "a"}),
+        ];
+        let grants = single_grants(&statements);
+        assert_eq!(grants.len(), 3);
+        assert_eq!(without(&statements, &grants[0]).len(), 1);
+        let left = without(&statements, &grants[1]);
+        assert_eq!(left[1]["Action"], json!(["dynamodb:UpdateItem"]));
+    }
+
+    #[test]
+    fn attributes_become_plain() {
+        let item = json!({"a": {"S": "x"}, "n": {"N": "12"}, "m": {"M": {"l": {"L": [{"BOOL": true}, {"NULL": true}]}}}});
+        assert_eq!(plain_item(&item), json!({"a": "x", "n": 12, "m": {"l": [true, null]}}));
+    }
+
+    #[test]
+    fn policies_are_decoded() {
+        assert_eq!(percent_decoded("%7B%22a%22%3A1%7D").unwrap(), r#"{"a":1}"#);
+    }
+}

@@ -1,0 +1,291 @@
+//! The demo month: ada's first month with Tokentill, played on a Stripe test clock.
+//!
+//! A step does what somebody in the story does, then looks, through public interfaces, until what is promised is there or
+//! the time for it is over; each look is a row. A later chapter is a further method called by [`Demo::play`].
+
+mod calls;
+mod table;
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use jiff::{Timestamp, ToSpan};
+use serde_json::Value;
+
+pub use self::table::{Row, Table};
+use crate::progress::{poll, step};
+use crate::stack::Stack;
+use crate::stripe::{data, id_of, text_of};
+
+/// Whose month it is.
+const USER: &str = "ada";
+
+const HOUR_SECS: i64 = 3_600;
+
+/// How long a state change of Stripe's may take to be seen in our answers.
+const SOON: Duration = Duration::from_secs(60);
+/// How long a thousand calls may take to be counted and reported.
+const COUNTED: Duration = Duration::from_secs(180);
+const PAUSE: Duration = Duration::from_millis(250);
+
+/// Plays the demo month on a stack that runs; answers what was expected and what is.
+///
+/// # Errors
+/// A step of the story could not even be done. What is merely not as expected is a row.
+pub async fn play(stack: &Stack) -> Result<Table> {
+    ensure!(stack.stripe().is_sandbox().await, "the demo month needs the Stripe sandbox: only there it can act as the payer");
+    let mut demo = Demo::begin(stack)?;
+    demo.play().await?;
+    Ok(demo.table)
+}
+
+struct Demo<'a> {
+    stack: &'a Stack,
+    http: reqwest::Client,
+    table: Table,
+    /// When the month begins: two hours ago, so that the calls of its first hour lie in everybody's past.
+    start: Timestamp,
+    clock: String,
+    customer: String,
+    subscription: String,
+    billable: BTreeMap<&'static str, u64>,
+}
+
+impl<'a> Demo<'a> {
+    fn begin(stack: &'a Stack) -> Result<Self> {
+        let now_secs = now().as_second();
+        // A whole minute, as Stripe's meter summaries want it.
+        let start = Timestamp::from_second(now_secs - now_secs.rem_euclid(60) - 2 * HOUR_SECS)?;
+        Ok(Self {
+            stack,
+            http: reqwest::Client::builder().timeout(Duration::from_secs(30)).build()?,
+            table: Table::default(),
+            start,
+            clock: String::new(),
+            customer: String::new(),
+            subscription: String::new(),
+            billable: BTreeMap::new(),
+        })
+    }
+
+    async fn play(&mut self) -> Result<()> {
+        step("demo: ada is on the free tier", self.free_tier()).await?;
+        step("demo: ada's checkout completes", self.checkout()).await?;
+        step("demo: a thousand calls", self.thousand_calls()).await?;
+        step("demo: ada's payment fails at the renewal", self.failed_payment()).await?;
+        step("demo: the invoice is paid", self.late_payment()).await
+    }
+
+    async fn free_tier(&mut self) -> Result<()> {
+        self.look("before the checkout", "free on free, allowed", SOON, Self::standing).await
+    }
+
+    async fn checkout(&mut self) -> Result<()> {
+        let stripe = self.stack.stripe();
+        let frozen = self.start.as_second().to_string();
+        let clock = stripe.post("/v1/test_helpers/test_clocks", &[("frozen_time", &frozen), ("name", "demo month")]).await?;
+        self.clock = id_of(&clock)?;
+        let customer = [("test_clock", self.clock.as_str()), ("email", "ada@example.com"), ("name", "Ada")];
+        self.customer = id_of(&stripe.post("/v1/customers", &customer).await?)?;
+
+        let mut prices = Vec::new();
+        for lookup_key in ["pro_base", "pro_requests", "pro_tokens_in", "pro_tokens_out"] {
+            prices.push(stripe.price(lookup_key).await?.with_context(|| format!("Stripe has no price {lookup_key}"))?);
+        }
+        let names: Vec<String> = (0..prices.len()).map(|at| format!("line_items[{at}][price]")).collect();
+        let mut session = vec![
+            ("mode", "subscription"),
+            ("customer", self.customer.as_str()),
+            ("client_reference_id", USER),
+            ("success_url", "https://example.com/thanks"),
+            ("subscription_data[metadata][user_id]", USER),
+            ("subscription_data[billing_mode][type]", "flexible"),
+            ("line_items[0][quantity]", "1"),
+        ];
+        session.extend(names.iter().zip(&prices).map(|(name, price)| (name.as_str(), price.as_str())));
+        let session = id_of(&stripe.post("/v1/checkout/sessions", &session).await?)?;
+        let path = format!("/_sandbox/checkout/sessions/{session}/complete");
+        let completed = stripe.post(&path, &[("payment_method", "pm_card_visa")]).await?;
+        self.subscription = text_of(&completed, "subscription").context("the session has no subscription")?.to_owned();
+        self.look("after the checkout", "active on pro, allowed", SOON, Self::standing).await?;
+        self.look("notices to ada", "account.provisioned", SOON, Self::notices).await
+    }
+
+    async fn thousand_calls(&mut self) -> Result<()> {
+        // To the end of the first hour, so that its calls have happened for ada too.
+        self.advance(self.start.checked_add(1.hour())?).await?;
+        self.wait_until_ada_lives_in(self.start.checked_add(1.hour())?).await?;
+        let calls = calls::a_thousand(USER, self.start.checked_add(1.minute())?, 3_000);
+        ensure!(calls.reported() == 1_000, "the thousand calls are {}", calls.reported());
+        self.stack.aws().send_messages(&self.stack.json().usage_queue_url, &calls.bodies).await?;
+        self.billable = calls.billable;
+
+        for (meter, billable) in self.billable.clone() {
+            let expected = format!("{billable} / {billable}");
+            let question = async |demo: &Self| demo.counted_and_reported(meter).await;
+            self.look(&format!("{meter}: counted / reported"), &expected, COUNTED, question).await?;
+        }
+        // Whatever is reported twice is reported by now.
+        self.stack.report().await?;
+        self.stack.report().await?;
+        for (meter, billable) in self.billable.clone() {
+            let expected = billable.to_string();
+            let question = async |demo: &Self| demo.on_stripes_meter(meter).await;
+            self.look(&format!("{meter}: on Stripe's meter"), &expected, SOON, question).await?;
+        }
+        self.look("quarantined; dead letters", "0; 0", SOON, Self::left_over).await
+    }
+
+    async fn failed_payment(&mut self) -> Result<()> {
+        self.pay_with("pm_card_chargeCustomerFail").await?;
+        let renewal = self.period_end().await?;
+        // Stripe finalises the renewal's invoice an hour later, and only then charges the card.
+        self.advance(renewal.checked_add(2.hours())?).await?;
+        self.look("after the failed payment", "grace on pro, allowed", SOON, Self::standing).await?;
+        let failed = self.stack.stripe().get("/v1/events", &[("type", "invoice.payment_failed")]).await?;
+        let first = data(&failed).filter_map(|event| event.get("created")?.as_i64()).min();
+        let failed_at = Timestamp::from_second(first.context("Stripe has no invoice.payment_failed")?)?;
+        let deadline = failed_at.checked_add((7 * 24).hours())?.to_string();
+        self.look("access until, 7 days after the failure", &deadline, SOON, Self::access_until).await?;
+        self.look("notices to ada", "grace.started", SOON, Self::notices).await
+    }
+
+    async fn late_payment(&mut self) -> Result<()> {
+        self.pay_with("pm_card_visa").await?;
+        let stripe = self.stack.stripe();
+        let open = stripe.get("/v1/invoices", &[("customer", self.customer.as_str()), ("status", "open")]).await?;
+        let invoice = id_of(data(&open).next().context("ada has no open invoice")?)?;
+        stripe.post(&format!("/v1/invoices/{invoice}/pay"), &[]).await?;
+        self.look("after the payment", "active on pro, allowed", SOON, Self::standing).await?;
+        self.look("notices to ada", "grace.cleared", SOON, Self::notices).await
+    }
+
+    /// Looks until it is as expected or the time is over, and makes a row of it.
+    async fn look<Q>(&mut self, what: &str, expected: &str, bound: Duration, question: Q) -> Result<()>
+    where
+        Q: AsyncFn(&Self) -> Result<String>,
+    {
+        let began = Instant::now();
+        let is = loop {
+            let is = question(self).await.unwrap_or_else(|error| format!("{error:#}"));
+            if is == expected || began.elapsed() > bound {
+                break is;
+            }
+            tokio::time::sleep(PAUSE).await;
+        };
+        let row = Row { what: what.to_owned(), expected: expected.to_owned(), is };
+        if !row.ok() {
+            eprintln!("local: demo: {what}: expected {expected}, is {}", row.is);
+        }
+        self.table.rows.push(row);
+        Ok(())
+    }
+
+    /// Asks the access API.
+    async fn ask(&self, path: &str, query: &[(&str, &str)]) -> Result<Value> {
+        let url = format!("{}{path}", self.stack.json().api_url);
+        let request = self.http.get(url).query(query).bearer_auth(&self.stack.json().service_token);
+        let answer = request.send().await?;
+        let status = answer.status();
+        let text = answer.text().await?;
+        ensure!(status.is_success(), "{path}: {status}: {text}");
+        Ok(serde_json::from_str(&text)?)
+    }
+
+    /// `active on pro, allowed`
+    async fn standing(&self) -> Result<String> {
+        let access = self.ask("/v1/access", &[("user_id", USER)]).await?;
+        let field = |name: &str| text_of(&access, name).unwrap_or("nothing").to_owned();
+        let allowed = access.get("allowed").and_then(Value::as_bool) == Some(true);
+        Ok(format!("{} on {}, {}", field("state"), field("plan"), if allowed { "allowed" } else { "denied" }))
+    }
+
+    async fn access_until(&self) -> Result<String> {
+        let access = self.ask("/v1/access", &[("user_id", USER)]).await?;
+        Ok(text_of(&access, "access_until").unwrap_or("nothing").to_owned())
+    }
+
+    /// `850 / 850`
+    async fn counted_and_reported(&self, meter: &str) -> Result<String> {
+        let (from, to) = (self.start.to_string(), self.start.checked_add(1.hour())?.to_string());
+        let usage = self.ask("/v1/usage", &[("user_id", USER), ("from", &from), ("to", &to), ("by", "day")]).await?;
+        let total = |what: &str| usage.pointer(&format!("/totals/{meter}/{what}")).and_then(Value::as_u64).unwrap_or(0);
+        Ok(format!("{} / {}", total("counted"), total("reported")))
+    }
+
+    /// What Stripe's summaries of a meter add up to.
+    async fn on_stripes_meter(&self, meter: &str) -> Result<String> {
+        let stripe = self.stack.stripe();
+        let meters = stripe.get("/v1/billing/meters", &[("limit", "100")]).await?;
+        let found = data(&meters).find(|one| text_of(one, "event_name") == Some(meter));
+        let id = id_of(found.with_context(|| format!("Stripe has no meter {meter}"))?)?;
+        let (from, to) = (self.start.as_second().to_string(), self.start.checked_add(1.hour())?.as_second().to_string());
+        let query = [("customer", self.customer.as_str()), ("start_time", &from), ("end_time", &to)];
+        let summaries = stripe.get(&format!("/v1/billing/meters/{id}/event_summaries"), &query).await?;
+        let values = data(&summaries).filter_map(|summary| summary.get("aggregated_value")?.as_f64());
+        Ok(values.sum::<f64>().to_string())
+    }
+
+    /// The kind of the newest notice to ada.
+    async fn notices(&self) -> Result<String> {
+        let mut notices = self.stack.aws().scan(&self.stack.table("outbox")?).await?;
+        notices.retain(|notice| text_of(notice, "user_id") == Some(USER));
+        notices.sort_by_key(|notice| notice.get("committed_at_ms").and_then(Value::as_i64));
+        Ok(notices.last().and_then(|notice| text_of(notice, "kind")).unwrap_or("none").to_owned())
+    }
+
+    /// `0; 0`
+    async fn left_over(&self) -> Result<String> {
+        let quarantined = self.stack.aws().scan(&self.stack.table("quarantine")?).await?.len();
+        let url = &self.stack.json().usage_queue_url;
+        let dead = self.stack.aws().queue_depth(&format!("{url}-dead")).await?;
+        Ok(format!("{quarantined}; {dead}"))
+    }
+
+    /// Moves the test clock, and waits until Stripe has played everything up to then.
+    async fn advance(&self, to: Timestamp) -> Result<()> {
+        let stripe = self.stack.stripe();
+        let path = format!("/v1/test_helpers/test_clocks/{}", self.clock);
+        stripe.post(&format!("{path}/advance"), &[("frozen_time", &to.as_second().to_string())]).await?;
+        poll("the test clock", SOON, PAUSE, || async {
+            let clock = stripe.get(&path, &[]).await?;
+            Ok((text_of(&clock, "status") == Some("ready")).then_some(()))
+        })
+        .await
+    }
+
+    /// Waits until the account has heard of its new time: usage ahead of it would be quarantined.
+    async fn wait_until_ada_lives_in(&self, moment: Timestamp) -> Result<()> {
+        let table = self.stack.table("accounts")?;
+        poll("ada's account to follow the test clock", SOON, PAUSE, || async {
+            let account = self.stack.aws().item(&table, &[("user_id", USER)]).await?;
+            let offset_secs = account.and_then(|account| account.get("clock_offset_secs")?.as_i64()).unwrap_or(0);
+            // Seconds pass between the clock's stop and the account's look at it.
+            Ok((now().as_second() + offset_secs >= moment.as_second()).then_some(()))
+        })
+        .await
+    }
+
+    /// Changes the card that the subscription is charged to.
+    async fn pay_with(&self, card: &str) -> Result<()> {
+        let stripe = self.stack.stripe();
+        let customer = [("customer", self.customer.as_str())];
+        let method = id_of(&stripe.post(&format!("/v1/payment_methods/{card}/attach"), &customer).await?)?;
+        let path = format!("/v1/subscriptions/{}", self.subscription);
+        stripe.post(&path, &[("default_payment_method", &method)]).await.map(drop)
+    }
+
+    /// The end of the subscription's present period.
+    async fn period_end(&self) -> Result<Timestamp> {
+        let subscription = self.stack.stripe().get(&format!("/v1/subscriptions/{}", self.subscription), &[]).await?;
+        let items = subscription.get("items").context("a subscription without items")?;
+        let ends = data(items).filter_map(|item| item.get("current_period_end")?.as_i64());
+        Ok(Timestamp::from_second(ends.max().context("a subscription without a period")?)?)
+    }
+}
+
+#[expect(clippy::disallowed_methods, reason = "the demo plays people, who live in the real time")]
+fn now() -> Timestamp {
+    Timestamp::now()
+}

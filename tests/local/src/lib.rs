@@ -1,0 +1,23 @@
+//! The local stack: AWS, Stripe and Tokentill on loopback, from the same template and the same binaries as a real deployment.
+//!
+//! `cargo local` runs it for people ([`Stack::start`], then the demo month); the end-to-end tests run it for themselves.
+
+mod aws;
+pub mod demo;
+mod deployment;
+mod ministack;
+mod place;
+mod process;
+mod progress;
+mod stack;
+mod stripe;
+mod tools;
+
+pub use aws::{Aws, Grant, Invoked, single_grants, without};
+pub use deployment::{FUNCTIONS, STACK};
+pub use ministack::REGION;
+pub use place::{checkout, local_folder};
+pub use progress::{poll, step};
+pub use stack::{Options, OtherStripe, Stack, StackJson};
+pub use stripe::{API_VERSION, EVENTS, Fields, Stripe, data, id_of, text_of};
+pub use tools::{Tools, python};

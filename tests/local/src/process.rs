@@ -1,0 +1,175 @@
+//! Processes that end with us: each child leads a process group, which is ended as a whole.
+
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use rustix::process::{Pid, Signal, kill_process_group, test_kill_process_group};
+use serde::{Deserialize, Serialize};
+use tokio::process::{Child, Command};
+
+use crate::progress::poll;
+
+/// Which process: its id and when it began, so that a reused id is never mistaken for it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Identity {
+    pid: i32,
+    began: String,
+}
+
+impl Identity {
+    /// The running process of that id, if there is one.
+    fn of(pid: i32) -> Option<Self> {
+        began(pid).map(|began| Self { pid, began })
+    }
+
+    /// This very process.
+    pub(crate) fn own() -> Option<Self> {
+        i32::try_from(std::process::id()).ok().and_then(Self::of)
+    }
+
+    pub(crate) fn is_running(&self) -> bool {
+        Self::of(self.pid).as_ref() == Some(self)
+    }
+
+    pub(crate) fn pid(&self) -> i32 {
+        self.pid
+    }
+
+    /// What a file written by [`Identity::write`] names, if it can be read.
+    pub(crate) fn read(path: &Path) -> Option<Self> {
+        serde_json::from_slice(&std::fs::read(path).ok()?).ok()
+    }
+
+    pub(crate) fn write(&self, path: &Path) -> Result<()> {
+        std::fs::write(path, serde_json::to_vec(self)?).with_context(|| format!("cannot write {}", path.display()))
+    }
+
+    /// Ends the process group this process leads: politely, then by force.
+    pub(crate) async fn end_group(&self) -> Result<()> {
+        let Some(group) = Pid::from_raw(self.pid) else { return Ok(()) };
+        for signal in [Signal::TERM, Signal::KILL] {
+            if kill_process_group(group, signal).is_err() {
+                return Ok(());
+            }
+            let gone = poll("a process group to end", Duration::from_secs(4), Duration::from_millis(20), || async {
+                Ok(test_kill_process_group(group).is_err().then_some(()))
+            });
+            if gone.await.is_ok() {
+                return Ok(());
+            }
+        }
+        bail!("process group {} does not end", self.pid)
+    }
+}
+
+/// When a process began, as the system tells it; `None` if there is no such process, or only its remains.
+#[cfg(target_os = "linux")]
+fn began(pid: i32) -> Option<String> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The second field is the program's name in brackets and may itself hold blanks and brackets.
+    let mut fields = stat.rsplit_once(')')?.1.split_whitespace();
+    let state = fields.next()?;
+    let ticks = fields.nth(18)?;
+    (state != "Z").then(|| ticks.to_owned())
+}
+
+/// When a process began, as the system tells it; `None` if there is no such process, or only its remains.
+#[cfg(not(target_os = "linux"))]
+fn began(pid: i32) -> Option<String> {
+    let told = std::process::Command::new("ps").args(["-o", "stat=,lstart=", "-p", &pid.to_string()]).output().ok()?;
+    let line = String::from_utf8(told.stdout).ok()?;
+    let (state, began) = line.trim().split_once(char::is_whitespace)?;
+    (!state.starts_with('Z')).then(|| began.trim().to_owned())
+}
+
+/// A child and every process it starts, as one process group that ends with this value.
+#[derive(Debug)]
+struct Group {
+    child: Child,
+    identity: Identity,
+}
+
+impl Group {
+    fn start(command: &mut Command) -> Result<Self> {
+        let child = command.process_group(0).spawn()?;
+        let pid = child.id().and_then(|pid| i32::try_from(pid).ok()).context("it ended at once")?;
+        let identity = Identity::of(pid).context("it ended at once")?;
+        Ok(Self { child, identity })
+    }
+
+    async fn end(&mut self) -> Result<()> {
+        // Waited for at the same time: an ended leader that nobody waits for still counts as a member of its group.
+        let (ended, _) = tokio::join!(self.identity.end_group(), self.child.wait());
+        ended
+    }
+}
+
+impl Drop for Group {
+    /// The way out on Ctrl-C, on an error and in a failing test.
+    fn drop(&mut self) {
+        if let Some(group) = Pid::from_raw(self.identity.pid) {
+            let _ = kill_process_group(group, Signal::KILL);
+        }
+    }
+}
+
+/// A child that runs for as long as we do.
+#[derive(Debug)]
+pub(crate) struct Service {
+    name: &'static str,
+    group: Group,
+    identity_file: PathBuf,
+    log: PathBuf,
+}
+
+impl Service {
+    /// Starts a command, its output going to a log file.
+    pub(crate) fn start(name: &'static str, command: &mut Command, identity_file: PathBuf, log: PathBuf) -> Result<Self> {
+        let output = std::fs::File::create(&log).with_context(|| format!("cannot write {}", log.display()))?;
+        command
+            // The pipe is never written: it breaks when we end, however we end, and the child watches it.
+            .stdin(Stdio::piped())
+            .stdout(output.try_clone()?)
+            .stderr(output);
+        let group = Group::start(command).with_context(|| format!("cannot start {name}; see {}", log.display()))?;
+        group.identity.write(&identity_file)?;
+        Ok(Self { name, group, identity_file, log })
+    }
+
+    /// Fails when the process has ended by itself.
+    pub(crate) fn check(&mut self) -> Result<()> {
+        match self.group.child.try_wait()? {
+            None => Ok(()),
+            Some(status) => bail!("{} ended with {status}:\n{}", self.name, tail(&self.log)),
+        }
+    }
+
+    pub(crate) async fn end(mut self) -> Result<()> {
+        self.group.end().await
+    }
+}
+
+impl Drop for Service {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.identity_file);
+    }
+}
+
+/// Runs a command to its end; what it says goes to a log, whose end is shown if it fails.
+pub(crate) async fn run(name: &str, command: &mut Command, log: &Path) -> Result<()> {
+    let output = std::fs::File::create(log).with_context(|| format!("cannot write {}", log.display()))?;
+    command.stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output);
+    let mut group = Group::start(command).with_context(|| format!("cannot start {name}"))?;
+    let status = group.child.wait().await?;
+    anyhow::ensure!(status.success(), "{name} ended with {status}; {} ends with:\n{}", log.display(), tail(log));
+    Ok(())
+}
+
+/// The last lines of a log, for an error message.
+fn tail(log: &Path) -> String {
+    let text = std::fs::read(log).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default();
+    let lines: Vec<&str> = text.lines().collect();
+    lines.iter().skip(lines.len().saturating_sub(25)).map(|line| format!("  | {line}\n")).collect()
+}

@@ -1,0 +1,391 @@
+//! The whole local stack: started, described, ended.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+use stripe_sandbox::Sandbox;
+use tokio::task::JoinSet;
+
+use crate::aws::Aws;
+use crate::deployment::{self, FUNCTIONS, STACK};
+use crate::ministack::{MiniStack, REGION};
+use crate::place::local_folder;
+use crate::process::Identity;
+use crate::progress::{poll, step};
+use crate::stripe::Stripe;
+use crate::tools::Tools;
+
+/// Schedules cannot go below a minute; the local stack reports this often.
+const REPORT_INTERVAL: Duration = Duration::from_secs(10);
+
+/// How to start a stack.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Port of AWS; 0 for a free one.
+    pub aws_port: u16,
+    /// Port of the Stripe sandbox; 0 for a free one.
+    pub stripe_port: u16,
+    /// Where the stack keeps its files: logs, AWS's state, the build, `stack.json`. Stacks in different folders do not meet.
+    pub folder: PathBuf,
+    /// Another Stripe than the sandbox, and its key.
+    pub stripe: Option<OtherStripe>,
+    /// Whether usage is reported by itself, every ten seconds. Without it, call [`Stack::report`].
+    pub report: bool,
+}
+
+/// A Stripe that we did not start.
+#[derive(Debug, Clone)]
+pub struct OtherStripe {
+    /// Base URL of its API.
+    pub url: String,
+    /// A key that it takes.
+    pub key: String,
+    /// The signing secret of what forwards its events here; without one an endpoint is registered there.
+    pub webhook_secret: Option<String>,
+}
+
+impl Options {
+    /// As `cargo local` starts, but for the ports: free ones.
+    #[must_use]
+    pub fn in_folder(folder: PathBuf) -> Self {
+        Self { aws_port: 0, stripe_port: 0, folder, stripe: None, report: true }
+    }
+}
+
+impl Default for Options {
+    /// A stack of a test, on free ports, in a folder of its own below `target/local`.
+    fn default() -> Self {
+        Self::in_folder(local_folder().join(format!("test-{}", std::process::id())))
+    }
+}
+
+/// What `stack.json` says. Every URL works with any HTTP client.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct StackJson {
+    /// Base URL of the access API; `/v1/access` comes after it.
+    pub api_url: String,
+    /// Where Stripe's events go.
+    pub webhook_url: String,
+    /// Where AI services send usage.
+    pub usage_queue_url: String,
+    /// AWS.
+    pub aws_endpoint_url: String,
+    /// Its Region.
+    pub aws_region: String,
+    /// Stripe.
+    pub stripe_api_url: String,
+    /// A key that it takes.
+    pub stripe_api_key: String,
+    /// What webhooks are signed with.
+    pub webhook_secret: String,
+    /// A bearer token of the access API.
+    pub service_token: String,
+    /// The functions' names by role (`webhook`, `sync`, …).
+    pub functions: BTreeMap<String, String>,
+    /// The queues' names by role (`usage`, `usage_dead`, `account_changes`, `account_changes_dead`).
+    pub queues: BTreeMap<String, String>,
+    /// The tables' names by role (`accounts`, `ledger`, …).
+    pub tables: BTreeMap<String, String>,
+}
+
+/// A running stack. End it with [`Stack::shutdown`]; dropped, it takes its processes along all the same.
+#[derive(Debug)]
+pub struct Stack {
+    json: StackJson,
+    presence: Presence,
+    aws: Aws,
+    stripe: Stripe,
+    ministack: MiniStack,
+    sandbox: Option<Sandbox>,
+    background: JoinSet<()>,
+}
+
+impl Stack {
+    /// Installs the tools, builds the functions, starts AWS and Stripe and deploys the stack.
+    ///
+    /// # Errors
+    /// Any of it failed; the text says what to do.
+    pub async fn start(options: Options) -> Result<Self> {
+        let folder = options.folder;
+        std::fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
+        let presence = Presence::claim(folder.clone())?;
+
+        let tools = Tools::ready().await?;
+        let build = deployment::build(&tools, &local_folder()).await?;
+        let ministack = step("starting AWS (MiniStack)", MiniStack::start(&tools, &folder, options.aws_port)).await?;
+        let aws = Aws::new(ministack.url())?;
+
+        let (sandbox, stripe_url, stripe_key, forwarded_secret) = match options.stripe {
+            Some(other) => (None, other.url, other.key, other.webhook_secret),
+            None => {
+                let sandbox = Sandbox::start(options.stripe_port).await.context("the Stripe sandbox does not start")?;
+                let url = sandbox.url();
+                (Some(sandbox), url, format!("sk_test_{}", random_text()), None)
+            }
+        };
+        let stripe = Stripe::new(&stripe_url, &stripe_key)?;
+        step("telling Stripe the price list", stripe.seed()).await?;
+
+        let service_token = format!("tt_{}", random_text());
+        aws.put_secret("/tokentill/stripe-key", &stripe_key).await?;
+        aws.put_secret("/tokentill/service-tokens", &service_token).await?;
+        deployment::deploy(&tools, &folder, &build, aws.url(), &stripe_url).await?;
+        aws.mend_event_sources().await?;
+
+        let outputs = aws.outputs(STACK).await?;
+        let output = |name: &str| outputs.get(name).cloned().with_context(|| format!("template.yaml has no output {name}"));
+        let api_url = format!("{}/_aws/execute-api/{}", aws.url(), output("ApiId")?);
+        let webhook_url = format!("{api_url}/webhooks/stripe");
+        let webhook_secret = match forwarded_secret {
+            Some(secret) => secret,
+            None => register(&stripe, &webhook_url, sandbox.is_some()).await?,
+        };
+        aws.put_secret("/tokentill/webhook-secrets", &webhook_secret).await?;
+
+        let json = StackJson {
+            usage_queue_url: output("UsageQueueUrl")?,
+            aws_endpoint_url: aws.url().to_owned(),
+            aws_region: REGION.to_owned(),
+            stripe_api_url: stripe_url,
+            stripe_api_key: stripe_key,
+            functions: FUNCTIONS.iter().map(|name| ((*name).to_owned(), format!("{STACK}-{name}"))).collect(),
+            queues: queue_names(&outputs),
+            tables: table_names(&outputs),
+            api_url,
+            webhook_url,
+            webhook_secret,
+            service_token,
+        };
+        let mut stack = Self { json, presence, aws, stripe, ministack, sandbox, background: JoinSet::new() };
+        stack.wait_until_it_answers().await?;
+        if options.report {
+            let (aws, reporter) = (stack.aws.clone(), stack.function("reporter")?);
+            stack.background.spawn(async move { keep_reporting(&aws, &reporter).await });
+        }
+        stack.presence.announce(&stack.json)?;
+        Ok(stack)
+    }
+
+    /// What `stack.json` says.
+    #[must_use]
+    pub fn json(&self) -> &StackJson {
+        &self.json
+    }
+
+    /// The stack's AWS.
+    #[must_use]
+    pub fn aws(&self) -> &Aws {
+        &self.aws
+    }
+
+    /// The stack's Stripe.
+    #[must_use]
+    pub fn stripe(&self) -> &Stripe {
+        &self.stripe
+    }
+
+    /// A function's name by its role.
+    ///
+    /// # Errors
+    /// There is no such function.
+    pub fn function(&self, role: &str) -> Result<String> {
+        self.json.functions.get(role).cloned().with_context(|| format!("there is no function {role}"))
+    }
+
+    /// A table's name by its role.
+    ///
+    /// # Errors
+    /// There is no such table.
+    pub fn table(&self, role: &str) -> Result<String> {
+        self.json.tables.get(role).cloned().with_context(|| format!("there is no table {role}"))
+    }
+
+    /// Runs the reporter now.
+    ///
+    /// # Errors
+    /// It failed.
+    pub async fn report(&self) -> Result<()> {
+        run_scheduled(&self.aws, &self.function("reporter")?).await
+    }
+
+    /// Runs the sweeper now.
+    ///
+    /// # Errors
+    /// It failed.
+    pub async fn sweep(&self) -> Result<()> {
+        run_scheduled(&self.aws, &self.function("sweeper")?).await
+    }
+
+    /// Ends every process and removes `stack.json`.
+    ///
+    /// # Errors
+    /// A process does not end.
+    pub async fn shutdown(mut self) -> Result<()> {
+        // First, so that nobody begins to use what is about to end.
+        self.presence.withdraw();
+        self.background.shutdown().await;
+        self.ministack.end().await?;
+        if let Some(sandbox) = self.sandbox {
+            sandbox.shutdown().await;
+        }
+        Ok(())
+    }
+
+    async fn wait_until_it_answers(&self) -> Result<()> {
+        let http = reqwest::Client::new();
+        let url = format!("{}/v1/access?user_id=nobody", self.json.api_url);
+        poll("the access API to answer", Duration::from_secs(30), Duration::from_millis(200), || async {
+            let answer = http.get(&url).bearer_auth(&self.json.service_token).send().await?;
+            Ok(answer.status().is_success().then_some(()))
+        })
+        .await
+    }
+}
+
+/// Our two files in the stack's folder: whose it is, and, once everything answers, `stack.json`.
+#[derive(Debug)]
+struct Presence {
+    folder: PathBuf,
+}
+
+impl Presence {
+    /// Takes possession of the folder, unless a running process has it.
+    fn claim(folder: PathBuf) -> Result<Self> {
+        let path = folder.join("local.pid");
+        let own = Identity::own().context("this process has no identity")?;
+        if let Some(other) = Identity::read(&path).filter(|other| *other != own && other.is_running()) {
+            let pid = other.pid();
+            bail!("a local stack runs in {} already. End it with Ctrl-C there, or: kill {pid}", folder.display());
+        }
+        own.write(&path)?;
+        let presence = Self { folder };
+        // What a killed predecessor announced is no longer true.
+        presence.withdraw();
+        Ok(presence)
+    }
+
+    /// Writes `stack.json`, last and in one move: who reads it finds everything running.
+    fn announce(&self, json: &StackJson) -> Result<()> {
+        let path = self.folder.join("stack.json");
+        let unfinished = self.folder.join("stack.json.new");
+        std::fs::write(&unfinished, serde_json::to_vec_pretty(json)?)
+            .and_then(|()| std::fs::rename(&unfinished, &path))
+            .with_context(|| format!("cannot write {}", path.display()))
+    }
+
+    fn withdraw(&self) {
+        let _ = std::fs::remove_file(self.folder.join("stack.json"));
+    }
+
+    fn end(&self) {
+        self.withdraw();
+        let _ = std::fs::remove_file(self.folder.join("local.pid"));
+    }
+}
+
+impl Drop for Presence {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+/// The endpoint's secret. Stripe's own API takes no loopback URL; then the events have to be forwarded.
+async fn register(stripe: &Stripe, webhook_url: &str, is_ours: bool) -> Result<String> {
+    match stripe.register_webhook(webhook_url).await {
+        Err(error) if !is_ours => {
+            eprintln!(
+                "local: this Stripe takes no webhook endpoint at {webhook_url} ({error:#}).\n\
+                 local: forward its events: stripe listen --forward-to {webhook_url}\n\
+                 local: and start again with STRIPE_WEBHOOK_SECRET=\"$(stripe listen --print-secret)\""
+            );
+            Ok(format!("whsec_{}", random_text()))
+        }
+        other => other,
+    }
+}
+
+async fn keep_reporting(aws: &Aws, reporter: &str) {
+    let mut tick = tokio::time::interval(REPORT_INTERVAL);
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tick.tick().await;
+        if let Err(error) = run_scheduled(aws, reporter).await {
+            eprintln!("local: the reporter failed: {error:#}");
+        }
+    }
+}
+
+/// Invokes a function as its schedule would.
+async fn run_scheduled(aws: &Aws, function: &str) -> Result<()> {
+    let event = json!({
+        "version": "0",
+        "id": random_text(),
+        "detail-type": "Scheduled Event",
+        "source": "aws.scheduler",
+        "account": "000000000000",
+        "time": now(),
+        "region": REGION,
+        "resources": [format!("arn:aws:scheduler:{REGION}:000000000000:schedule/default/{function}")],
+        "detail": {},
+    });
+    let invoked = aws.invoke(function, &event).await?;
+    anyhow::ensure!(!invoked.failed, "{function}: {}", invoked.payload);
+    Ok(())
+}
+
+/// The present second, as AWS writes it.
+#[expect(clippy::disallowed_methods, reason = "the local stack plays AWS's scheduler, which has a clock")]
+fn now() -> String {
+    jiff::Timestamp::from_second(jiff::Timestamp::now().as_second()).unwrap_or_default().to_string()
+}
+
+fn random_text() -> String {
+    std::iter::repeat_with(fastrand::alphanumeric).take(32).collect()
+}
+
+/// `UsageDeadLetterQueueUrl` -> (`usage_dead`, the queue's name).
+fn queue_names(outputs: &BTreeMap<String, String>) -> BTreeMap<String, String> {
+    outputs
+        .iter()
+        .filter_map(|(output, url)| {
+            let role = output.strip_suffix("QueueUrl")?.replace("DeadLetter", "Dead");
+            Some((snake_case(&role), url.rsplit('/').next()?.to_owned()))
+        })
+        .collect()
+}
+
+/// `LedgerTableName` -> (`ledger`, the table's name).
+fn table_names(outputs: &BTreeMap<String, String>) -> BTreeMap<String, String> {
+    outputs.iter().filter_map(|(output, name)| Some((snake_case(output.strip_suffix("TableName")?), name.clone()))).collect()
+}
+
+fn snake_case(camel: &str) -> String {
+    let mut snake = String::new();
+    for letter in camel.chars() {
+        if letter.is_ascii_uppercase() && !snake.is_empty() {
+            snake.push('_');
+        }
+        snake.push(letter.to_ascii_lowercase());
+    }
+    snake
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn outputs_become_roles() {
+        let outputs = BTreeMap::from([
+            ("AccountChangesDeadLetterQueueUrl".to_owned(), "http://127.0.0.1:1/0/tokentill-x.fifo".to_owned()),
+            ("UsageQueueArn".to_owned(), "arn:aws:sqs:::u".to_owned()),
+            ("LedgerTableName".to_owned(), "tokentill-ledger".to_owned()),
+        ]);
+        assert_eq!(queue_names(&outputs), BTreeMap::from([("account_changes_dead".to_owned(), "tokentill-x.fifo".to_owned())]));
+        assert_eq!(table_names(&outputs), BTreeMap::from([("ledger".to_owned(), "tokentill-ledger".to_owned())]));
+    }
+}
