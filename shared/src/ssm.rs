@@ -12,6 +12,13 @@ use crate::{
 /// While SSM cannot be reached, a secret is used for at most this long after it was last read.
 const STALE_AFTER_MS: i64 = 3_600_000;
 
+/// The reason where no answer came.
+const NOT_REACHABLE: &str = "not reachable";
+
+fn is_outage(error: &SecretUnavailable) -> bool {
+    matches!(error.reason.as_str(), NOT_REACHABLE | "ThrottlingException" | "InternalServerError" | "ServiceUnavailable")
+}
+
 /// One parameter, cached.
 #[derive(Debug)]
 pub struct Parameter<C> {
@@ -43,7 +50,12 @@ impl<C: Clock> Parameter<C> {
                 *cached = Some((secret.clone(), now_ms));
                 Ok(secret)
             }
-            (Err(_), Some((secret, read_at_ms))) if now_ms.saturating_sub(*read_at_ms) < STALE_AFTER_MS => Ok(secret.clone()),
+            // Only an outage is bridged: a parameter that was removed or may no longer be read is gone at once.
+            (Err(error), Some((secret, read_at_ms)))
+                if is_outage(&error) && now_ms.saturating_sub(*read_at_ms) < STALE_AFTER_MS =>
+            {
+                Ok(secret.clone())
+            }
             (Err(error), _) => Err(error),
         }
     }
@@ -51,7 +63,7 @@ impl<C: Clock> Parameter<C> {
     async fn read(&self) -> Result<Secret, SecretUnavailable> {
         let unavailable = |reason: &str| SecretUnavailable { name: self.name.clone(), reason: reason.to_owned() };
         let request = self.client.get_parameter().name(&self.name).with_decryption(true);
-        let answer = request.send().await.map_err(|error| unavailable(error.code().unwrap_or("not reachable")))?;
+        let answer = request.send().await.map_err(|error| unavailable(error.code().unwrap_or(NOT_REACHABLE)))?;
         let value = answer.parameter.and_then(|parameter| parameter.value).ok_or_else(|| unavailable("it is empty"))?;
         Ok(Secret::new(value.trim()))
     }

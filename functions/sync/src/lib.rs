@@ -107,13 +107,18 @@ where
     K: Quarantine,
     C: Clock,
 {
-    /// Handles a batch; each hint has an outcome of its own.
+    /// Handles a batch; each hint has an outcome of its own. What is not reached by `stop_at_ms` comes again at once.
     ///
     /// # Errors
     /// [`Nameless`] if a record that has to come again has no id.
-    pub async fn handle(&self, event: SqsEvent) -> Result<SqsBatchResponse, Nameless> {
+    pub async fn handle(&self, event: SqsEvent, stop_at_ms: i64) -> Result<SqsBatchResponse, Nameless> {
         let mut again = Vec::new();
+        let mut not_reached = Vec::new();
         for record in &event.records {
+            if self.clock.now_ms() >= stop_at_ms {
+                not_reached.push(record);
+                continue;
+            }
             let line = match records::isolated(self.record(record)).await {
                 Ok(Ok(outcome)) => outcome_line(&outcome),
                 Ok(Err(error)) => {
@@ -130,7 +135,10 @@ where
         for record in &again {
             self.back_off(record).await;
         }
-        records::answer(again)
+        if !not_reached.is_empty() {
+            Line::new("sync", "time is nearly over").field("not_reached", not_reached.len()).write(&self.clock);
+        }
+        records::answer(again.into_iter().chain(not_reached))
     }
 
     /// Puts a failed hint off, longer each time; if that fails, the queue's own visibility timeout does it.

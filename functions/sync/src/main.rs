@@ -9,6 +9,8 @@ use tokentill::{
     domain::price_list::PriceList,
     dynamodb::Store,
     log,
+    ports::Clock,
+    records,
     sqs::HintQueue,
     stripe::{Stripe, StripeClient},
 };
@@ -33,5 +35,9 @@ async fn main() -> Result<(), Error> {
         mode: env.stripe_mode(),
     };
     env.finish()?;
-    run(service_fn(async |event: LambdaEvent<SqsEvent>| Ok::<_, Error>(sync.handle(event.payload).await?))).await
+    run(service_fn(async |event: LambdaEvent<SqsEvent>| {
+        let stop_at_ms = records::stop_at_ms(sync.clock.now_ms(), event.context.deadline);
+        Ok::<_, Error>(sync.handle(event.payload, stop_at_ms).await?)
+    }))
+    .await
 }

@@ -2,7 +2,7 @@
 
 use aws_lambda_events::sqs::SqsEvent;
 use lambda_runtime::{Error, LambdaEvent, run, service_fn};
-use tokentill::{clock::SystemClock, config, domain::price_list::PriceList, dynamodb::Store, log, ports::Clock};
+use tokentill::{clock::SystemClock, config, domain::price_list::PriceList, dynamodb::Store, log, ports::Clock, records};
 use usage::Usage;
 
 #[tokio::main(flavor = "current_thread")]
@@ -21,10 +21,7 @@ async fn main() -> Result<(), Error> {
     };
     env.finish()?;
     run(service_fn(async |event: LambdaEvent<SqsEvent>| {
-        // A fifth of the time that is left is kept for handing back what was not reached.
-        let deadline_ms = i64::try_from(event.context.deadline).unwrap_or(i64::MAX);
-        let now_ms = usage.clock.now_ms();
-        let stop_at_ms = now_ms.saturating_add(deadline_ms.saturating_sub(now_ms).saturating_mul(4) / 5);
+        let stop_at_ms = records::stop_at_ms(usage.clock.now_ms(), event.context.deadline);
         Ok::<_, Error>(usage.handle(event.payload, &event.context.request_id, stop_at_ms).await?)
     }))
     .await

@@ -90,6 +90,18 @@ impl Account {
         now.plus_secs(self.clock_offset_secs)
     }
 
+    /// A moment reported by an AI service, in the account's own time.
+    ///
+    /// Without a test clock the two are one. With one, services report by the real clock and whoever plays a story reports by
+    /// the test clock, and neither says which; the moment is read by the clock it is nearer to.
+    #[must_use]
+    pub fn reported_moment(&self, reported: EpochSecs, now: EpochSecs) -> EpochSecs {
+        let local_now = self.local_time(now);
+        let moved = self.local_time(reported);
+        let distance = |moment: EpochSecs| local_now.secs_since(moment).unsigned_abs();
+        if distance(moved) <= distance(reported) { moved } else { reported }
+    }
+
     /// Whether the user is bound to this customer (G2: another claimant is then quarantined).
     #[must_use]
     pub fn has_live_subscription(&self) -> bool {
@@ -146,6 +158,16 @@ pub(crate) mod tests {
             fetched_at_ms: start.as_secs() * 1000,
             announced: Announced { state: Some(State::Active), plan, reminders: 0, ending_at: None },
         }
+    }
+
+    #[test]
+    fn a_reported_moment_is_read_by_the_clock_it_is_nearer_to() {
+        let mut account = subscribed("2026-11-10T00:00:00Z");
+        let now = EpochSecs::new(1_000_000);
+        assert_eq!(account.reported_moment(now.plus_secs(-60), now), now.plus_secs(-60));
+        account.clock_offset_secs = 86_400;
+        assert_eq!(account.reported_moment(now.plus_secs(-60), now), now.plus_secs(86_340), "by the real clock");
+        assert_eq!(account.reported_moment(now.plus_secs(86_340), now), now.plus_secs(86_340), "by the test clock");
     }
 
     #[test]

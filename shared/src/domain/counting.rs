@@ -168,12 +168,13 @@ pub fn judge(
     intake: &Intake,
 ) -> Result<Judged, QuarantineReason> {
     let now = EpochSecs::from_ms(intake.received_at_ms);
-    match now.secs_since(event.timestamp) {
+    let at = account.map_or(event.timestamp, |account| account.reported_moment(event.timestamp, now));
+    let local_now = account.map_or(now, |account| account.local_time(now));
+    match local_now.secs_since(at) {
         age if age > MAX_AGE_SECS => return Err(QuarantineReason::TimestampTooOld),
         age if age < -MAX_AHEAD_SECS => return Err(QuarantineReason::TimestampInFuture),
         _ => {}
     }
-    let at = account.map_or(event.timestamp, |account| account.local_time(event.timestamp));
     let place = place(account, prices, at);
     let (verdict, counted) = if event.success { counted(event, prices, &place) } else { (Verdict::NotBillable, BTreeMap::new()) };
     let tally_key = place.segment_key().filter(|_| verdict == Verdict::Counted).map(|segment| tally_key(at.day(), &segment));

@@ -1,0 +1,14 @@
+//! The demo month on the deployed stack, as `cargo local --once` plays it.
+
+use local::{Options, Stack, demo};
+
+#[tokio::test]
+async fn every_row_of_the_demo_month_is_as_expected() {
+    let _alone = crate::alone().await;
+    let stack = Stack::start(Options::default()).await.unwrap();
+    let table = demo::play(&stack).await.unwrap();
+    println!("{table}");
+    let ok = table.ok();
+    stack.shutdown().await.unwrap();
+    assert!(ok, "some row is not as expected:\n{table}");
+}

@@ -1,0 +1,336 @@
+//! G12: each function can do only what it needs. With IAM enforced, taking away any one grant (one action on one resource)
+//! from its role breaks its work, and giving it back mends it.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use hmac::{Hmac, KeyInit, Mac};
+use jiff::Timestamp;
+use local::{Options, Stack, data, id_of};
+use serde_json::{Value, json};
+use sha2::Sha256;
+
+/// What Lambda itself does with a function's role: it polls queues and writes logs. The emulator does both without asking.
+const DONE_BY_LAMBDA: [&str; 5] =
+    ["sqs:ReceiveMessage", "sqs:DeleteMessage", "sqs:GetQueueAttributes", "logs:CreateLogStream", "logs:PutLogEvents"];
+
+/// How long a warm function may live on what it has cached: secrets for 5 seconds here.
+const CACHED: Duration = Duration::from_secs(20);
+
+#[tokio::test]
+async fn every_grant_is_needed() {
+    let _alone = crate::alone().await;
+    let stack = Stack::start(Options { report: false, ..Options::default() }).await.unwrap();
+    let result = every_grant(&stack).await;
+    stack.shutdown().await.unwrap();
+    let unneeded = result.unwrap();
+    assert!(unneeded.is_empty(), "these grants can be taken away and nothing breaks: {unneeded:#?}");
+}
+
+/// The grants that turn out not to be needed.
+async fn every_grant(stack: &Stack) -> Result<Vec<String>> {
+    let work = Work { stack, http: reqwest::Client::new() };
+    // Only the works below are to use the functions; webhooks would do them in passing.
+    stack.stripe().post("/_sandbox/delivery", &[("mode", "drop")]).await?;
+    work.subscribe("reported").await?;
+    let mut unneeded = Vec::new();
+    for function in local::FUNCTIONS {
+        work.of(function).await.with_context(|| format!("{function} with all its grants"))?;
+        let role = stack.aws().role_of(&stack.function(function)?).await?;
+        let all = stack.aws().grants(&role).await?;
+        for grant in grants(&all) {
+            if DONE_BY_LAMBDA.contains(&grant.action.as_str()) {
+                continue;
+            }
+            stack.aws().put_grants(&role, &without(&all, &grant)).await?;
+            let broke = work.breaks(function).await;
+            stack.aws().put_grants(&role, &all).await?;
+            if !broke {
+                unneeded.push(format!("{function}: {} on {}", grant.action, grant.resource));
+            }
+            work.mends(function).await.with_context(|| format!("{function} after {} was given back", grant.action))?;
+        }
+    }
+    Ok(unneeded)
+}
+
+/// One action of one statement on one resource.
+#[derive(Debug, PartialEq, Eq)]
+struct Grant {
+    action: String,
+    resource: String,
+}
+
+fn texts(value: &Value) -> Vec<String> {
+    match value {
+        Value::String(one) => vec![one.clone()],
+        Value::Array(many) => many.iter().filter_map(Value::as_str).map(str::to_owned).collect(),
+        _ => Vec::new(),
+    }
+}
+
+fn grants(statements: &[Value]) -> Vec<Grant> {
+    let of_statement = |statement: &Value| -> Vec<Grant> {
+        let resources = texts(&statement["Resource"]);
+        let of_action = |action: String| {
+            resources.iter().map(move |resource| Grant { action: action.clone(), resource: resource.clone() }).collect::<Vec<_>>()
+        };
+        texts(&statement["Action"]).into_iter().flat_map(of_action).collect()
+    };
+    statements.iter().flat_map(of_statement).collect()
+}
+
+/// The statements, one for each grant, without the one.
+fn without(statements: &[Value], taken: &Grant) -> Vec<Value> {
+    let left = grants(statements).into_iter().filter(|grant| grant != taken);
+    left.map(|grant| json!({"Effect": "Allow", "Action": grant.action, "Resource": grant.resource})).collect()
+}
+
+/// What each function is for, done once through every grant it has.
+struct Work<'a> {
+    stack: &'a Stack,
+    http: reqwest::Client,
+}
+
+impl Work<'_> {
+    async fn of(&self, function: &str) -> Result<()> {
+        match function {
+            "webhook" => self.webhook().await,
+            "sync" => self.sync().await,
+            "usage" => self.usage().await,
+            "reporter" => self.reporter().await,
+            "sweeper" => self.sweeper().await,
+            "access" => self.access().await,
+            other => anyhow::bail!("no work is known of {other}"),
+        }
+    }
+
+    async fn breaks(&self, function: &str) -> bool {
+        let began = Instant::now();
+        while began.elapsed() < CACHED {
+            if self.of(function).await.is_err() {
+                return true;
+            }
+            tokio::time::sleep(Duration::from_millis(500)).await;
+        }
+        false
+    }
+
+    async fn mends(&self, function: &str) -> Result<()> {
+        let began = Instant::now();
+        loop {
+            match self.of(function).await {
+                Ok(()) => return Ok(()),
+                Err(error) if began.elapsed() > CACHED => return Err(error),
+                Err(_) => tokio::time::sleep(Duration::from_millis(500)).await,
+            }
+        }
+    }
+
+    async fn webhook(&self) -> Result<()> {
+        let body = json!({"id": unique("evt"), "object": "event", "type": "invoice.paid", "livemode": false}).to_string();
+        let t = now().as_second();
+        let mut mac = Hmac::<Sha256>::new_from_slice(self.stack.json().webhook_secret.as_bytes())?;
+        mac.update(format!("{t}.{body}").as_bytes());
+        let header = format!("t={t},v1={}", hex::encode(mac.finalize().into_bytes()));
+        let request = self.http.post(&self.stack.json().webhook_url).header("Stripe-Signature", header).body(body);
+        let status = request.send().await?.status();
+        ensure!(status.as_u16() == 200, "the webhook answered {status}");
+        Ok(())
+    }
+
+    async fn sync(&self) -> Result<()> {
+        let user = unique("user");
+        // A new subscription: every table of an account, and the outbox.
+        self.subscribe(&user).await?;
+        // A second claimant: the quarantine.
+        let (claimant, _) = self.customer(&user, false).await?;
+        self.hint("customer.updated", &claimant, Some(&claimant)).await?;
+        // A test clock's customers: the queue.
+        let (_, clock) = self.customer(&unique("user"), true).await?;
+        self.hint("test_helpers.test_clock.ready", &clock.context("no clock")?, None).await?;
+        // A transient error, met through the queue: the hint is put off for seconds instead of minutes.
+        let user = unique("user");
+        let (customer, _) = self.customer(&user, false).await?;
+        let fault = [("path", "/v1/customers/"), ("method", "GET"), ("status", "500"), ("count", "3")];
+        self.stack.stripe().post("/_sandbox/faults", &fault).await?;
+        let hint = hint("customer.updated", &customer, Some(&customer));
+        let url = self.stack.json().usage_queue_url.replace("usage", "account-changes") + ".fifo";
+        let message = json!({
+            "QueueUrl": url, "MessageBody": hint.to_string(), "MessageGroupId": customer, "MessageDeduplicationId": unique("dedup"),
+        });
+        self.aws("sqs", "AmazonSQS.SendMessage", &message).await?;
+        let accounts = self.stack.table("accounts")?;
+        let began = Instant::now();
+        while self.stack.aws().item(&accounts, &[("user_id", &user)]).await?.is_none() {
+            ensure!(began.elapsed() < Duration::from_secs(25), "the hint was not put off for seconds but for minutes");
+            tokio::time::sleep(Duration::from_millis(250)).await;
+        }
+        Ok(())
+    }
+
+    async fn usage(&self) -> Result<()> {
+        let event = usage_event(&unique("user"), &unique("req"));
+        // A new event: the ledger and the tally. The same again: how often it was seen. No event: the quarantine.
+        self.consume(&[event.clone(), json!("no event")]).await?;
+        self.consume(&[event]).await
+    }
+
+    async fn reporter(&self) -> Result<()> {
+        for refused in [false, true] {
+            self.consume(&[usage_event("reported", &unique("req"))]).await?;
+            if refused {
+                let fault = [("path", "/v1/billing/meter_events"), ("method", "POST"), ("status", "400"), ("count", "1")];
+                self.stack.stripe().post("/_sandbox/faults", &fault).await?;
+            }
+            // The checkpoint lies in the past, so that the run moves it.
+            let two_days_ago = (now().as_second() - 2 * 86_400).to_string();
+            let item = json!({"name": {"S": "reporter"}, "settled_through": {"N": two_days_ago}});
+            let put = json!({"TableName": self.stack.table("control")?, "Item": item});
+            self.aws("dynamodb", "DynamoDB_20120810.PutItem", &put).await?;
+            self.stack.report().await?;
+            let checkpoint = self.stack.aws().item(&self.stack.table("control")?, &[("name", "reporter")]).await?;
+            let moved = checkpoint.and_then(|item| item["settled_through"].as_i64());
+            ensure!(moved.is_some_and(|hour| hour > now().as_second() - 86_400), "the checkpoint stays at {moved:?}");
+            let usage = self.get("/v1/usage?user_id=reported").await?;
+            let total = |part: &str| usage["totals"]["requests"][part].as_u64().unwrap_or(0);
+            ensure!(total("counted") > 0 && total("reported") + total("quarantined") == total("counted"), "{usage}");
+        }
+        Ok(())
+    }
+
+    async fn sweeper(&self) -> Result<()> {
+        let user = unique("user");
+        let (customer, subscription, period_end) = self.subscribe(&user).await?;
+        let path = format!("/v1/subscriptions/{subscription}");
+        self.stack.stripe().post(&path, &[("cancel_at_period_end", "true")]).await?;
+        self.hint("customer.subscription.updated", &subscription, Some(&customer)).await?;
+        let moment = Timestamp::from_second(period_end + 60)?.to_string();
+        let invoked = self.stack.aws().invoke(&self.stack.function("sweeper")?, &json!({"time": moment})).await?;
+        ensure!(!invoked.failed, "the sweeper failed: {}", invoked.payload);
+        let notices = self.stack.aws().scan(&self.stack.table("outbox")?).await?;
+        let told = notices.iter().any(|notice| notice["user_id"] == user.as_str() && notice["kind"] == "subscription.ended");
+        ensure!(told, "the end was not announced");
+        Ok(())
+    }
+
+    async fn access(&self) -> Result<()> {
+        self.get("/v1/access?user_id=somebody").await?;
+        self.get("/v1/usage?user_id=somebody").await.map(drop)
+    }
+
+    /// A user with a subscription, synchronised: customer, subscription, and the end of its period.
+    async fn subscribe(&self, user: &str) -> Result<(String, String, i64)> {
+        let stripe = self.stack.stripe();
+        let (customer, _) = self.customer(user, false).await?;
+        let method = id_of(&stripe.post("/v1/payment_methods/pm_card_visa/attach", &[("customer", &customer)]).await?)?;
+        let mut fields = vec![
+            ("customer".to_owned(), customer.clone()),
+            ("default_payment_method".to_owned(), method),
+            ("metadata[user_id]".to_owned(), user.to_owned()),
+            ("billing_mode[type]".to_owned(), "flexible".to_owned()),
+        ];
+        for (at, lookup_key) in ["pro_base", "pro_requests", "pro_tokens_in", "pro_tokens_out"].into_iter().enumerate() {
+            let price = stripe.price(lookup_key).await?.with_context(|| format!("Stripe has no price {lookup_key}"))?;
+            fields.push((format!("items[{at}][price]"), price));
+        }
+        let fields: Vec<(&str, &str)> = fields.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+        let subscription = stripe.post("/v1/subscriptions", &fields).await?;
+        let ends = data(&subscription["items"]).filter_map(|item| item["current_period_end"].as_i64());
+        let period_end = ends.max().context("a subscription without a period")?;
+        let subscription = id_of(&subscription)?;
+        self.hint("customer.subscription.created", &subscription, Some(&customer)).await?;
+        let account = self.stack.aws().item(&self.stack.table("accounts")?, &[("user_id", user)]).await?;
+        ensure!(account.is_some(), "the hint made no account");
+        Ok((customer, subscription, period_end))
+    }
+
+    /// A customer that names its user; on a test clock of its own, if asked for.
+    async fn customer(&self, user: &str, clocked: bool) -> Result<(String, Option<String>)> {
+        let stripe = self.stack.stripe();
+        let mut fields = vec![("metadata[user_id]", user.to_owned())];
+        let mut clock = None;
+        if clocked {
+            let frozen = now().as_second().to_string();
+            clock = Some(id_of(&stripe.post("/v1/test_helpers/test_clocks", &[("frozen_time", &frozen)]).await?)?);
+            fields.extend(clock.clone().map(|clock| ("test_clock", clock)));
+        }
+        let fields: Vec<(&str, &str)> = fields.iter().map(|(name, value)| (*name, value.as_str())).collect();
+        Ok((id_of(&stripe.post("/v1/customers", &fields).await?)?, clock))
+    }
+
+    /// Hands a hint to `sync` as its queue would.
+    async fn hint(&self, kind: &str, object: &str, customer: Option<&str>) -> Result<()> {
+        self.records("sync", &[hint(kind, object, customer)]).await
+    }
+
+    /// Hands messages to `usage` as its queue would.
+    async fn consume(&self, bodies: &[Value]) -> Result<()> {
+        self.records("usage", bodies).await
+    }
+
+    async fn records(&self, function: &str, bodies: &[Value]) -> Result<()> {
+        let sent = now().as_millisecond().to_string();
+        let record = |body: &Value| {
+            json!({
+                "messageId": unique("message"), "body": body.to_string(), "eventSource": "aws:sqs",
+                "attributes": {"SentTimestamp": sent, "ApproximateReceiveCount": "1"},
+            })
+        };
+        let event = json!({"Records": bodies.iter().map(record).collect::<Vec<_>>()});
+        let invoked = self.stack.aws().invoke(&self.stack.function(function)?, &event).await?;
+        ensure!(!invoked.failed, "{function} failed: {}", invoked.payload);
+        let failures = invoked.payload["batchItemFailures"].as_array().map_or(0, Vec::len);
+        ensure!(failures == 0, "{function} handed back {failures} of {}", bodies.len());
+        Ok(())
+    }
+
+    async fn get(&self, path: &str) -> Result<Value> {
+        let url = format!("{}{path}", self.stack.json().api_url);
+        let answer = self.http.get(url).bearer_auth(&self.stack.json().service_token).send().await?;
+        let status = answer.status();
+        let body = answer.text().await?;
+        ensure!(status.is_success(), "{path}: {status}: {body}");
+        Ok(serde_json::from_str(&body)?)
+    }
+
+    /// A call to AWS as the account's root, which the emulator takes unsigned.
+    async fn aws(&self, service: &str, target: &str, body: &Value) -> Result<()> {
+        let credential = format!("AWS4-HMAC-SHA256 Credential=test/20260101/{}/{service}/aws4_request", local::REGION);
+        let answer = self
+            .http
+            .post(self.stack.aws().url())
+            .header("authorization", format!("{credential}, SignedHeaders=host, Signature={:064}", 0))
+            .header("x-amz-target", target)
+            .header("content-type", "application/x-amz-json-1.0")
+            .body(body.to_string())
+            .send()
+            .await?;
+        let status = answer.status();
+        ensure!(status.is_success(), "{target}: {status}: {}", answer.text().await?);
+        Ok(())
+    }
+}
+
+fn hint(kind: &str, object: &str, customer: Option<&str>) -> Value {
+    json!({
+        "v": 1, "event_id": unique("evt"), "type": kind, "created": now().as_second(), "object_id": object,
+        "customer": customer, "livemode": false,
+    })
+}
+
+fn usage_event(user: &str, request: &str) -> Value {
+    json!({
+        "request_id": request, "user_id": user, "endpoint": "/v1/x", "tokens_in": 7, "tokens_out": 3, "success": true,
+        "timestamp": now().as_second(),
+    })
+}
+
+fn unique(kind: &str) -> String {
+    format!("{kind}_{}", uuid::Uuid::new_v4().simple())
+}
+
+#[expect(clippy::disallowed_methods, reason = "the deployed stack lives in the real time")]
+fn now() -> Timestamp {
+    Timestamp::now()
+}

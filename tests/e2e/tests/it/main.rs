@@ -1,0 +1,13 @@
+//! The deployed stack, from outside.
+
+mod demo;
+mod grants;
+mod official;
+
+use tokio::sync::{Mutex, MutexGuard};
+
+/// One stack at a time: they share the folder in which the functions are built, and two cores.
+async fn alone() -> MutexGuard<'static, ()> {
+    static ONE: Mutex<()> = Mutex::const_new(());
+    ONE.lock().await
+}
