@@ -65,10 +65,12 @@ impl Tallied {
     }
 }
 
-/// An event with where it came from: which record of the batch, and its place in that record's message.
+/// An event with where it came from: which record of the batch, and its place in that record's message. Its name in the
+/// quarantine and `sent_at_ms` are the same whenever the message comes, so that it is kept there once.
 struct Arrival {
     record: usize,
     quarantine_id: String,
+    sent_at_ms: i64,
     event: UsageEvent,
 }
 
@@ -76,7 +78,7 @@ struct Arrival {
 struct Pending {
     judged: Judged,
     records: BTreeSet<usize>,
-    quarantine_id: String,
+    first: Arrival,
 }
 
 impl<A: Accounts, L: Ledger, Q: Quarantine, C: Clock> Usage<A, L, Q, C> {
@@ -166,7 +168,7 @@ impl<A: Accounts, L: Ledger, Q: Quarantine, C: Clock> Usage<A, L, Q, C> {
         for (position, entry) in entries.into_iter().enumerate() {
             let quarantine_id = composite_key(&["usage", &digest(message), &position.to_string()]);
             match entry {
-                Ok(event) => arrivals.push(Arrival { record: index, quarantine_id, event }),
+                Ok(event) => arrivals.push(Arrival { record: index, quarantine_id, sent_at_ms, event }),
                 Err((invalid, raw)) => {
                     self.invalid(quarantine_id, invalid.to_string(), &raw, sent_at_ms).await?;
                     quarantined = quarantined.saturating_add(1);
@@ -208,7 +210,7 @@ impl<A: Accounts, L: Ledger, Q: Quarantine, C: Clock> Usage<A, L, Q, C> {
             match counting::judge(&arrival.event, account.as_ref(), &self.prices, intake) {
                 Err(reason) => {
                     let detail = format!("timestamp {} is outside the window that can be billed", arrival.event.timestamp);
-                    let result = self.set_aside(&arrival.quarantine_id, &arrival.event, reason, detail, intake).await;
+                    let result = self.set_aside(&arrival, reason, detail).await;
                     outcome.quarantined([arrival.record], result);
                 }
                 Ok(judged) => {
@@ -221,12 +223,12 @@ impl<A: Accounts, L: Ledger, Q: Quarantine, C: Clock> Usage<A, L, Q, C> {
                             outcome.tallied.duplicates = outcome.tallied.duplicates.saturating_add(1);
                         }
                         Some(_) => {
-                            let result = self.conflict(&arrival.quarantine_id, &judged, intake).await;
+                            let result = self.conflict(&arrival).await;
                             outcome.quarantined([arrival.record], result);
                         }
                         None => {
                             let records = BTreeSet::from([arrival.record]);
-                            pending.insert(key, Pending { judged, records, quarantine_id: arrival.quarantine_id });
+                            pending.insert(key, Pending { judged, records, first: arrival });
                         }
                     }
                 }
@@ -270,7 +272,7 @@ impl<A: Accounts, L: Ledger, Q: Quarantine, C: Clock> Usage<A, L, Q, C> {
                         outcome.tallied.written =
                             outcome.tallied.written.saturating_add(u64::try_from(batch.rows.len()).unwrap_or(u64::MAX));
                     }
-                    Ok(Written::Nothing(problems)) => self.settle(&batch, problems, &mut pending, intake, outcome).await,
+                    Ok(Written::Nothing(problems)) => self.settle(&batch, problems, &mut pending, outcome).await,
                     // It may have been written all the same; the next attempt recognises its own rows.
                     Err(error) if attempt.saturating_add(1) == MAX_TRIES => {
                         let keys = batch.rows.iter().map(key_of);
@@ -295,7 +297,6 @@ impl<A: Accounts, L: Ledger, Q: Quarantine, C: Clock> Usage<A, L, Q, C> {
         batch: &Batch,
         problems: Vec<RowProblem>,
         pending: &mut BTreeMap<(String, String), Pending>,
-        intake: &Intake,
         outcome: &mut UserOutcome,
     ) {
         for (judged, problem) in batch.rows.iter().zip(problems) {
@@ -308,43 +309,27 @@ impl<A: Accounts, L: Ledger, Q: Quarantine, C: Clock> Usage<A, L, Q, C> {
                     Err(error) => outcome.fail(entry.records, &error),
                 },
                 Repetition::Conflict => {
-                    let result = self.conflict(&entry.quarantine_id, judged, intake).await;
+                    let result = self.conflict(&entry.first).await;
                     outcome.quarantined(entry.records, result);
                 }
             }
         }
     }
 
-    async fn conflict(&self, quarantine_id: &str, judged: &Judged, intake: &Intake) -> Result<(), Unavailable> {
-        let entry = Quarantined {
-            quarantine_id: quarantine_id.to_owned(),
-            reason: QuarantineReason::Conflict,
-            detail: format!(
-                "request {} was reported before with other quantities; the first report stands",
-                judged.row.request_id
-            ),
-            user_id: Some(judged.row.user_id.to_string()),
-            input: serde_json::to_string(&judged.row).unwrap_or_default(),
-            at_ms: intake.received_at_ms,
-        };
-        self.quarantine.keep(&entry).await
+    async fn conflict(&self, arrival: &Arrival) -> Result<(), Unavailable> {
+        let detail =
+            format!("request {} was reported before with other quantities; the first report stands", arrival.event.request_id);
+        self.set_aside(arrival, QuarantineReason::Conflict, detail).await
     }
 
-    async fn set_aside(
-        &self,
-        quarantine_id: &str,
-        event: &UsageEvent,
-        reason: QuarantineReason,
-        detail: String,
-        intake: &Intake,
-    ) -> Result<(), Unavailable> {
+    async fn set_aside(&self, arrival: &Arrival, reason: QuarantineReason, detail: String) -> Result<(), Unavailable> {
         let entry = Quarantined {
-            quarantine_id: quarantine_id.to_owned(),
+            quarantine_id: arrival.quarantine_id.clone(),
             reason,
             detail,
-            user_id: Some(event.user_id.to_string()),
-            input: event.to_json(),
-            at_ms: intake.received_at_ms,
+            user_id: Some(arrival.event.user_id.to_string()),
+            input: arrival.event.to_json(),
+            at_ms: arrival.sent_at_ms,
         };
         self.quarantine.keep(&entry).await
     }

@@ -1,0 +1,211 @@
+//! Faults on demand: the n-th call of a port loses its request or its reply, crashes, or something happens meanwhile.
+
+use std::{cell::RefCell, collections::BTreeMap, future::Future, rc::Rc};
+
+use futures_util::{FutureExt, future::LocalBoxFuture};
+use tokentill::{
+    domain::{
+        account::Account,
+        counting::{Batch, LedgerRow},
+        id::{CustomerId, EventId, UserId},
+        report::{Book, Tally},
+        time::EpochSecs,
+    },
+    ports::{
+        AccountChange, Accounts, Books, Commit, CustomerRecord, DueAccounts, Ledger, Quarantine, Quarantined, Touched,
+        Unavailable, Written,
+    },
+};
+
+/// What goes wrong with a call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fault {
+    /// It never arrives: no effect, and an error.
+    LoseRequest,
+    /// It takes effect, and its answer is lost: an error all the same.
+    LoseReply,
+    /// The function ends here, without an effect.
+    CrashBefore,
+    /// The function ends here, after the effect.
+    CrashAfter,
+}
+
+/// The faults planned for a port, and how often each of its methods was called. Clones share the plan.
+#[derive(Clone, Default)]
+pub struct Faults(Rc<RefCell<Plan>>);
+
+#[derive(Default)]
+struct Plan {
+    calls: BTreeMap<&'static str, usize>,
+    faults: BTreeMap<(&'static str, usize), Fault>,
+    always: BTreeMap<&'static str, Fault>,
+    meanwhile: BTreeMap<(&'static str, usize), LocalBoxFuture<'static, ()>>,
+}
+
+impl std::fmt::Debug for Faults {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Faults({:?})", self.0.borrow().faults)
+    }
+}
+
+impl Faults {
+    /// Plans a fault for the `nth` call of a method from now on; 1 is the next.
+    pub fn at(&self, call: &'static str, nth: usize, fault: Fault) {
+        let mut plan = self.0.borrow_mut();
+        let number = plan.calls.get(call).copied().unwrap_or(0) + nth;
+        plan.faults.insert((call, number), fault);
+    }
+
+    /// Plans a fault for every further call of a method.
+    pub fn always(&self, call: &'static str, fault: Fault) {
+        self.0.borrow_mut().always.insert(call, fault);
+    }
+
+    /// No further fault.
+    pub fn clear(&self) {
+        let mut plan = self.0.borrow_mut();
+        plan.faults.clear();
+        plan.always.clear();
+    }
+
+    /// Lets something happen just before the `nth` call of a method from now on takes effect.
+    pub fn meanwhile(&self, call: &'static str, nth: usize, work: impl Future<Output = ()> + 'static) {
+        let mut plan = self.0.borrow_mut();
+        let number = plan.calls.get(call).copied().unwrap_or(0) + nth;
+        plan.meanwhile.insert((call, number), work.boxed_local());
+    }
+
+    /// How often a method was called, whether or not it took effect.
+    #[must_use]
+    pub fn calls(&self, call: &str) -> usize {
+        self.0.borrow().calls.get(call).copied().unwrap_or(0)
+    }
+
+    /// Makes a call with whatever is planned for it. `lost` makes the error of a lost request or reply.
+    ///
+    /// # Errors
+    /// The call's own error, or the planned one.
+    pub async fn around<T, E>(
+        &self,
+        call: &'static str,
+        lost: impl FnOnce(String) -> E,
+        effect: impl Future<Output = Result<T, E>>,
+    ) -> Result<T, E> {
+        let (fault, meanwhile) = {
+            let mut plan = self.0.borrow_mut();
+            let number = plan.calls.entry(call).or_insert(0);
+            *number += 1;
+            let key = (call, *number);
+            let fault = plan.faults.remove(&key).or(plan.always.get(call).copied());
+            (fault, plan.meanwhile.remove(&key))
+        };
+        if let Some(meanwhile) = meanwhile {
+            meanwhile.await;
+        }
+        match fault {
+            None => effect.await,
+            Some(Fault::LoseRequest) => Err(lost("the request was lost".to_owned())),
+            Some(Fault::LoseReply) => effect.await.and_then(|_| Err(lost("the reply was lost".to_owned()))),
+            Some(Fault::CrashBefore) => crash(),
+            Some(Fault::CrashAfter) => {
+                let _ = effect.await;
+                crash()
+            }
+        }
+    }
+}
+
+/// Unwinds without a message: the function is gone, and nothing it would still have done is done.
+fn crash() -> ! {
+    std::panic::resume_unwind(Box::new("crashed on demand"))
+}
+
+/// A store whose calls can go wrong. Each fault names the port's method: `commit`, `write`, `save`, `keep`, …
+#[derive(Debug, Clone)]
+pub struct Faulty<P> {
+    /// The store itself.
+    pub port: P,
+    /// What goes wrong with it.
+    pub faults: Faults,
+}
+
+impl<P> Faulty<P> {
+    /// A store without a fault so far.
+    pub fn new(port: P) -> Self {
+        Self { port, faults: Faults::default() }
+    }
+
+    async fn call<T>(&self, name: &'static str, effect: impl Future<Output = Result<T, Unavailable>>) -> Result<T, Unavailable> {
+        self.faults.around(name, |reason| Unavailable { what: name, reason }, effect).await
+    }
+}
+
+impl<P: Accounts> Accounts for Faulty<P> {
+    async fn account(&self, user_id: &UserId) -> Result<Option<Account>, Unavailable> {
+        self.call("account", self.port.account(user_id)).await
+    }
+
+    async fn customer(&self, customer: &CustomerId) -> Result<Option<CustomerRecord>, Unavailable> {
+        self.call("customer", self.port.customer(customer)).await
+    }
+
+    async fn is_processed(&self, event_id: &EventId) -> Result<bool, Unavailable> {
+        self.call("is_processed", self.port.is_processed(event_id)).await
+    }
+
+    async fn commit(&self, change: &AccountChange<'_>) -> Result<Commit, Unavailable> {
+        self.call("commit", self.port.commit(change)).await
+    }
+
+    async fn record(&self, record: &CustomerRecord, processed: &EventId) -> Result<(), Unavailable> {
+        self.call("record", self.port.record(record, processed)).await
+    }
+}
+
+impl<P: DueAccounts> DueAccounts for Faulty<P> {
+    async fn due(&self, now: EpochSecs, limit: usize) -> Result<Vec<UserId>, Unavailable> {
+        self.call("due", self.port.due(now, limit)).await
+    }
+}
+
+impl<P: Ledger> Ledger for Faulty<P> {
+    async fn write(&self, batch: &Batch, tally_shard: u8, now: EpochSecs) -> Result<Written, Unavailable> {
+        self.call("write", self.port.write(batch, tally_shard, now)).await
+    }
+
+    async fn seen_again(&self, row: &LedgerRow, times: u64) -> Result<(), Unavailable> {
+        self.call("seen_again", self.port.seen_again(row, times)).await
+    }
+}
+
+impl<P: Books> Books for Faulty<P> {
+    async fn touched(&self, since: EpochSecs, until: EpochSecs) -> Result<Vec<Touched>, Unavailable> {
+        self.call("touched", self.port.touched(since, until)).await
+    }
+
+    async fn tally(&self, user_id: &UserId, tally_key: &str) -> Result<Option<Tally>, Unavailable> {
+        self.call("tally", self.port.tally(user_id, tally_key)).await
+    }
+
+    async fn book(&self, user_id: &UserId, tally_key: &str) -> Result<Book, Unavailable> {
+        self.call("book", self.port.book(user_id, tally_key)).await
+    }
+
+    async fn save(&self, user_id: &UserId, tally_key: &str, book: &mut Book) -> Result<Commit, Unavailable> {
+        self.call("save", self.port.save(user_id, tally_key, book)).await
+    }
+
+    async fn settled_through(&self) -> Result<Option<EpochSecs>, Unavailable> {
+        self.call("settled_through", self.port.settled_through()).await
+    }
+
+    async fn set_settled_through(&self, hour: EpochSecs) -> Result<(), Unavailable> {
+        self.call("set_settled_through", self.port.set_settled_through(hour)).await
+    }
+}
+
+impl<P: Quarantine> Quarantine for Faulty<P> {
+    async fn keep(&self, entry: &Quarantined) -> Result<(), Unavailable> {
+        self.call("keep", self.port.keep(entry)).await
+    }
+}

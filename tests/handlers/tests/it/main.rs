@@ -1,0 +1,18 @@
+//! Each handler through the real AWS SDK and the real adapters, against an embedded DynamoDB with the template's tables.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "this whole crate is a test"
+)]
+#![allow(clippy::as_conversions, reason = "test data is small")]
+
+mod access;
+mod logs;
+mod reporter;
+mod samples;
+mod sweeper;
+mod sync;
+mod usage;
+mod webhook;

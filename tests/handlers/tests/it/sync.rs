@@ -1,0 +1,656 @@
+//! Account changes: a hint comes in, and the account is what Stripe's present state makes of it.
+
+use expect_test::expect;
+use handlers::{Fault, Faulty, Queue, StripeTruth, TestClock, World};
+use serde_json::{Value, json};
+use sync::{Again, Outcome, Sync};
+use tokentill::{
+    config::StripeMode,
+    domain::{
+        account::Account,
+        facts::{CustomerFacts, Status},
+        hint::Hint,
+        id::{EventId, InvoiceId, UserId},
+        price_list::PriceList,
+        sync::Alarm,
+    },
+    dynamodb::Store,
+    ports::{Accounts, Clock, StripeError},
+};
+
+use crate::samples::{
+    ACCOUNT_CHANGE, BODY_MARK, at, cancelled, commit, customer, hint, overdue, parsed, sqs_event, subscriber, user,
+};
+
+const SINCE: &str = "2026-11-10T00:00:00Z";
+
+type Function = Sync<StripeTruth, Faulty<Store>, Queue, Faulty<Store>, TestClock>;
+
+struct Bench {
+    world: World,
+    sync: Function,
+}
+
+fn function(world: &World) -> Function {
+    Sync {
+        stripe: world.stripe.clone(),
+        accounts: world.store_of("sync"),
+        queue: world.queue.clone(),
+        quarantine: world.store_of("sync"),
+        clock: world.clock.clone(),
+        prices: PriceList::shipped().unwrap(),
+        mode: StripeMode::Test,
+    }
+}
+
+async fn bench() -> Bench {
+    let world = World::start().await;
+    let sync = function(&world);
+    Bench { world, sync }
+}
+
+impl Bench {
+    /// Delivers hints as one batch, each sent now; which messages have to come again. Message ids are the hints' event ids.
+    async fn deliver(&self, hints: &[&Hint]) -> Vec<String> {
+        let bodies: Vec<_> = hints.iter().map(|hint| (hint.event_id.as_str(), json!(hint).to_string())).collect();
+        let messages: Vec<_> = bodies.iter().map(|(id, body)| (Some(*id), body.clone())).collect();
+        self.deliver_messages(&messages, 1).await
+    }
+
+    async fn deliver_messages(&self, messages: &[(Option<&str>, String)], received: u32) -> Vec<String> {
+        let now_ms = self.world.clock.now_ms();
+        let messages: Vec<_> = messages.iter().map(|(id, body)| (*id, body.clone(), now_ms, received)).collect();
+        let answer = self.sync.handle(sqs_event(&messages), i64::MAX).await.unwrap();
+        answer.batch_item_failures.into_iter().map(|failure| failure.item_identifier).collect()
+    }
+
+    async fn hint(&self, hint: &Hint) -> Result<Outcome, Again> {
+        self.sync.hint(hint, self.world.clock.now_ms()).await
+    }
+
+    async fn account(&self) -> Account {
+        self.world.store().account(&user("ada")).await.unwrap().expect("ada has an account")
+    }
+
+    async fn is_processed(&self, hint: &Hint) -> bool {
+        self.world.store().is_processed(&hint.event_id).await.unwrap()
+    }
+
+    async fn notices(&self) -> Vec<String> {
+        let items = self.world.items("outbox").await;
+        items.iter().map(|item| item["notice_id"].as_str().unwrap().to_owned()).collect()
+    }
+
+    async fn quarantined(&self) -> Vec<(String, String)> {
+        let items = self.world.items("quarantine").await;
+        let text = |item: &Value, field: &str| item[field].as_str().unwrap().to_owned();
+        items.iter().map(|item| (text(item, "reason"), text(item, "quarantine_id"))).collect()
+    }
+}
+
+fn ada() -> CustomerFacts {
+    subscriber("cus_Ada", "ada", SINCE)
+}
+
+fn provision() -> Hint {
+    hint("evt_provision", "checkout.session.completed", SINCE, "cs_1", Some("cus_Ada"))
+}
+
+fn paid(event_id: &str) -> Hint {
+    hint(event_id, "invoice.paid", "2026-11-22T11:59:59Z", "in_1", Some("cus_Ada"))
+}
+
+fn failed(event_id: &str, created: &str) -> Hint {
+    hint(event_id, "invoice.payment_failed", created, "in_1", Some("cus_Ada"))
+}
+
+fn committed(notices: usize) -> Outcome {
+    Outcome::Committed { user_id: user("ada"), notices, alarms: Vec::new() }
+}
+
+fn not_available() -> StripeError {
+    StripeError::Unavailable { reason: "500".to_owned(), retry_after_secs: None, request_id: "req_1".to_owned() }
+}
+
+fn with_two_more_looks(first: &Hint) -> Vec<Hint> {
+    vec![first.clone(), paid("evt_look_1"), paid("evt_look_2")]
+}
+
+#[tokio::test]
+async fn the_sample_hint_provisions_the_account_with_its_mark_its_notice_and_its_customer() {
+    let bench = bench().await;
+    bench.world.stripe.set(ada());
+    let event = serde_json::from_value(parsed(ACCOUNT_CHANGE)).unwrap();
+    assert!(bench.sync.handle(event, i64::MAX).await.unwrap().batch_item_failures.is_empty());
+    let mut stored = Vec::new();
+    for table in ["accounts", "customers", "processed", "outbox", "quarantine"] {
+        stored.push((table, bench.world.items(table).await));
+    }
+    expect![[r#"
+        accounts [{"announced":{"ending_at":null,"plan":"pro","reminders":0,"state":"active"},"clock_offset_secs":0,"customer_id":"cus_Ada","fetched_at_ms":1795348800000,"overdue":{},"segments":[{"billed":["requests","tokens_in","tokens_out"],"customer":"cus_Ada","end":1796860800,"plan":"pro","renews":{"anchor":1794268800,"count":1,"interval":"month"},"start":1794268800,"subscription":"sub_Ada"}],"subscription":{"cancel_at":null,"ended_at":null,"flexible":true,"id":"sub_Ada","plan":"pro","status":"active","trial_end":null},"user_id":"ada","version":1}]
+        customers [{"customer_id":"cus_Ada","seen_at_ms":1795348800000,"standing":"joined","user_id":"ada"}]
+        processed [{"event_id":"evt_1TWcheckout","expires_at":1798372800,"processed_at_ms":1795348800000}]
+        outbox [{"access_until":null,"at":1795348800,"committed_at_ms":1795348800000,"expires_at":1803124800,"kind":"account.provisioned","notice_id":"3:ada/1:1/19:account.provisioned","pending_shard":"11","plan":"pro","state":"active","user_id":"ada"}]
+        quarantine []"#]]
+    .assert_eq(&stored.iter().map(|(table, items)| format!("{table} {}", json!(items))).collect::<Vec<_>>().join("\n"));
+}
+
+#[tokio::test]
+async fn a_redelivered_hint_is_skipped_by_its_mark_without_asking_stripe() {
+    let bench = bench().await;
+    bench.world.stripe.set(ada());
+    assert_eq!(bench.hint(&provision()).await, Ok(committed(1)));
+    let asked = bench.world.stripe.faults.calls("customer");
+    for _ in 0..3 {
+        bench.world.clock.advance_ms(86_400_000);
+        assert_eq!(bench.hint(&provision()).await, Ok(Outcome::Skipped));
+    }
+    assert_eq!(bench.world.stripe.faults.calls("customer"), asked);
+    assert_eq!(bench.account().await.version, 1);
+}
+
+#[tokio::test]
+async fn a_hint_is_skipped_if_the_fetch_began_at_least_2_s_after_it_was_sent() {
+    let bench = bench().await;
+    bench.world.stripe.set(ada());
+    bench.hint(&provision()).await.unwrap();
+    let fetched_ms = bench.account().await.fetched_at_ms;
+    let sent_before = |ms: i64| fetched_ms - ms;
+    assert_eq!(bench.sync.hint(&paid("evt_1"), sent_before(2_000)).await, Ok(Outcome::Skipped));
+    assert_eq!(bench.sync.hint(&paid("evt_2"), sent_before(1_999)).await, Ok(committed(0)));
+    assert!(!bench.is_processed(&paid("evt_1")).await && bench.is_processed(&paid("evt_2")).await);
+}
+
+#[tokio::test]
+async fn a_failure_that_begins_the_grace_period_earlier_is_never_skipped() {
+    let bench = bench().await;
+    bench.world.stripe.set(overdue(ada(), "in_1", "2026-11-21T00:00:00Z"));
+    bench.hint(&failed("evt_late", "2026-11-22T11:00:00Z")).await.unwrap();
+    let since = async || bench.account().await.overdue[&InvoiceId::new("in_1").unwrap()].since;
+    assert_eq!(since().await, at("2026-11-22T11:00:00Z"));
+    let long_ago = bench.account().await.fetched_at_ms - 60_000;
+    let earlier = failed("evt_early", "2026-11-22T10:00:00Z");
+    assert!(matches!(bench.sync.hint(&earlier, long_ago).await, Ok(Outcome::Committed { .. })));
+    assert_eq!(since().await, at("2026-11-22T10:00:00Z"));
+    let later = failed("evt_later", "2026-11-22T11:30:00Z");
+    assert_eq!(bench.sync.hint(&later, long_ago).await, Ok(Outcome::Skipped), "it tells nothing new");
+}
+
+#[tokio::test]
+async fn a_replay_is_never_skipped_and_tells_nothing_twice() {
+    let bench = bench().await;
+    bench.world.stripe.set(ada());
+    bench.hint(&provision()).await.unwrap();
+    let replay = Hint { replay: true, ..provision() };
+    let long_ago = bench.world.clock.now_ms() - 60_000;
+    for version in 2..4 {
+        assert_eq!(bench.sync.hint(&replay, long_ago).await, Ok(committed(0)));
+        assert_eq!(bench.account().await.version, version);
+    }
+    assert_eq!(bench.notices().await.len(), 1);
+}
+
+#[tokio::test]
+async fn a_lost_race_starts_again_and_the_newest_fetch_wins() {
+    let bench = bench().await;
+    bench.world.stripe.set(ada());
+    bench.hint(&provision()).await.unwrap();
+    // Ours fetches an active subscription; before it commits, the payment fails and another function commits that.
+    let (other, stripe) = (function(&bench.world), bench.world.stripe.clone());
+    let clock = bench.world.clock.clone();
+    bench.sync.accounts.faults.meanwhile("commit", 1, async move {
+        stripe.set(overdue(ada(), "in_1", "2026-11-22T11:00:00Z"));
+        clock.advance_ms(10);
+        let failure = failed("evt_failed", "2026-11-22T11:30:00Z");
+        other.hint(&failure, clock.now_ms()).await.unwrap();
+    });
+    let asked = bench.world.stripe.faults.calls("customer");
+    assert_eq!(bench.hint(&paid("evt_racing")).await, Ok(committed(0)));
+    let account = bench.account().await;
+    assert_eq!(account.subscription.unwrap().status, Status::PastDue, "not the older fetch's");
+    assert_eq!(account.overdue[&InvoiceId::new("in_1").unwrap()].since, at("2026-11-22T11:30:00Z"));
+    assert_eq!((account.version, bench.world.stripe.faults.calls("customer") - asked), (3, 3));
+    assert!(bench.is_processed(&paid("evt_racing")).await);
+}
+
+#[tokio::test]
+async fn a_commit_that_loses_every_race_leaves_nothing_and_comes_again() {
+    let bench = bench().await;
+    bench.world.stripe.set(ada());
+    bench.hint(&provision()).await.unwrap();
+    bench.world.stripe.set(overdue(ada(), "in_1", "2026-11-22T11:00:00Z"));
+    for nth in 1..=5 {
+        let (other, clock, stripe) = (function(&bench.world), bench.world.clock.clone(), bench.world.stripe.clone());
+        bench.sync.accounts.faults.meanwhile("commit", nth, async move {
+            stripe.set(ada());
+            let look = Hint { replay: true, ..paid("evt_other") };
+            other.hint(&look, clock.now_ms()).await.unwrap();
+            stripe.set(overdue(ada(), "in_1", "2026-11-22T11:00:00Z"));
+        });
+    }
+    let racing = failed("evt_racing", "2026-11-22T11:30:00Z");
+    assert_eq!(bench.hint(&racing).await, Err(Again::Races));
+    assert!(!bench.is_processed(&racing).await, "neither its mark");
+    assert_eq!(bench.notices().await.len(), 1, "nor its notice");
+    assert!(bench.account().await.overdue.is_empty(), "nor its state");
+    assert_eq!(bench.hint(&racing).await, Ok(committed(1)));
+}
+
+#[tokio::test]
+async fn two_first_hints_at_once_provision_once_and_are_told_once() {
+    let bench = bench().await;
+    bench.world.stripe.set(ada());
+    let others: Vec<Function> = (0..4).map(|_| function(&bench.world)).collect();
+    let now_ms = bench.world.clock.now_ms();
+    let hints: Vec<Hint> = (0..4).map(|n| hint(&format!("evt_{n}"), "invoice.paid", SINCE, "in_1", Some("cus_Ada"))).collect();
+    let outcomes = futures_util::future::join_all(others.iter().zip(&hints).map(|(sync, hint)| sync.hint(hint, now_ms))).await;
+    assert!(outcomes.iter().all(|outcome| matches!(outcome, Ok(Outcome::Committed { .. }))), "{outcomes:?}");
+    assert_eq!(bench.account().await.version, 4);
+    assert_eq!(bench.notices().await, ["3:ada/1:1/19:account.provisioned"]);
+}
+
+#[tokio::test]
+async fn account_mark_notice_and_customer_commit_together_or_not_at_all() {
+    let bench = bench().await;
+    bench.world.stripe.set(ada());
+    for fault in [Fault::LoseRequest, Fault::LoseReply] {
+        bench.sync.accounts.faults.at("commit", 1, fault);
+        assert!(matches!(bench.hint(&provision()).await, Err(Again::Store(_))));
+        let mut counts = Vec::new();
+        for table in ["accounts", "customers", "processed", "outbox"] {
+            counts.push(bench.world.items(table).await.len());
+        }
+        let expected = if fault == Fault::LoseReply { [1; 4] } else { [0; 4] };
+        assert_eq!(counts, expected, "{fault:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_commit_whose_reply_was_lost_is_recognised_when_the_hint_comes_again() {
+    let bench = bench().await;
+    bench.world.stripe.set(ada());
+    bench.sync.accounts.faults.at("commit", 1, Fault::LoseReply);
+    assert_eq!(bench.deliver(&[&provision()]).await, ["evt_provision"]);
+    let before = bench.account().await;
+    assert_eq!(bench.deliver(&[&provision()]).await, Vec::<String>::new());
+    assert_eq!(bench.account().await, before);
+    assert_eq!(bench.notices().await, ["3:ada/1:1/19:account.provisioned"]);
+}
+
+#[tokio::test]
+async fn a_commit_whose_reply_was_lost_on_the_wire_is_repeated_by_the_sdk_without_a_second_effect() {
+    let bench = bench().await;
+    bench.world.stripe.set(ada());
+    bench.world.wire.at("TransactWriteItems", 1, handlers::WireFault::LoseReply);
+    assert_eq!(bench.hint(&provision()).await, Ok(committed(1)));
+    assert_eq!(bench.world.wire.calls("TransactWriteItems"), 2);
+    assert_eq!((bench.account().await.version, bench.notices().await.len()), (1, 1));
+}
+
+#[tokio::test]
+async fn a_conflicting_transaction_is_a_lost_race_and_throttling_is_not() {
+    let bench = bench().await;
+    bench.world.stripe.set(ada());
+    bench.world.wire.at("TransactWriteItems", 1, handlers::cancelled(&["TransactionConflict", "None", "None", "None"]));
+    assert_eq!(bench.hint(&provision()).await, Ok(committed(1)), "it starts again at once");
+    bench.world.wire.at("TransactWriteItems", 1, handlers::cancelled(&["None", "ThrottlingError", "None"]));
+    assert!(matches!(bench.hint(&paid("evt_1")).await, Err(Again::Store(_))), "it backs off");
+    assert_eq!(bench.account().await.version, 1);
+}
+
+#[tokio::test]
+async fn a_customer_that_stripe_does_not_know_is_recorded_and_acknowledged() {
+    let bench = bench().await;
+    let stranger = hint("evt_1", "customer.updated", SINCE, "cus_Nobody", Some("cus_Nobody"));
+    assert_eq!(bench.deliver(&[&stranger]).await, Vec::<String>::new());
+    assert_eq!(bench.world.item("customers").await["standing"], "not_found");
+    assert!(bench.is_processed(&stranger).await);
+    assert!(bench.world.items("accounts").await.is_empty());
+}
+
+#[tokio::test]
+async fn a_customer_without_a_user_is_recorded_and_acknowledged_and_joined_once_it_has_one() {
+    let bench = bench().await;
+    bench.world.stripe.set(CustomerFacts { user_id: None, ..ada() });
+    assert_eq!(bench.deliver(&[&provision()]).await, Vec::<String>::new());
+    assert_eq!(bench.world.item("customers").await["standing"], "no_user");
+    assert!(bench.is_processed(&provision()).await && bench.world.items("accounts").await.is_empty());
+    bench.world.stripe.set(ada());
+    assert_eq!(bench.hint(&hint("evt_2", "customer.updated", SINCE, "cus_Ada", Some("cus_Ada"))).await, Ok(committed(1)));
+    assert_eq!(bench.world.item("customers").await["standing"], "joined");
+}
+
+#[tokio::test]
+async fn a_second_claimant_is_quarantined_and_recorded_and_the_first_keeps_the_user() {
+    let bench = bench().await;
+    bench.world.stripe.set(ada());
+    bench.hint(&provision()).await.unwrap();
+    let before = bench.account().await;
+    bench.world.stripe.set(subscriber("cus_Other", "ada", "2026-11-20T00:00:00Z"));
+    for event_id in ["evt_claim_1", "evt_claim_2"] {
+        let claim = hint(event_id, "checkout.session.completed", "2026-11-20T00:00:00Z", "cs_2", Some("cus_Other"));
+        assert_eq!(bench.hint(&claim).await, Ok(Outcome::SecondClaimant { user_id: user("ada") }));
+        assert!(bench.is_processed(&claim).await);
+    }
+    assert_eq!(bench.account().await, before);
+    let entries = bench.quarantined().await;
+    assert_eq!(entries, [("second_claimant".to_owned(), "15:second_claimant/3:ada/9:cus_Other".to_owned())]);
+    let record = bench.world.store().customer(&customer("cus_Other")).await.unwrap().unwrap();
+    assert_eq!((json!(record.standing), record.user_id), (json!("second_claimant"), Some(user("ada"))));
+}
+
+#[tokio::test]
+async fn another_customer_takes_over_once_the_first_has_no_live_subscription() {
+    let bench = bench().await;
+    commit(&bench.world, "ada", &ada()).await;
+    commit(&bench.world, "ada", &cancelled(ada(), "2026-11-15T00:00:00Z")).await;
+    bench.world.stripe.set(subscriber("cus_Other", "ada", "2026-11-20T00:00:00Z"));
+    let claim = hint("evt_claim", "checkout.session.completed", "2026-11-20T00:00:00Z", "cs_2", Some("cus_Other"));
+    assert!(matches!(bench.hint(&claim).await, Ok(Outcome::Committed { .. })));
+    let account = bench.account().await;
+    assert_eq!((account.customer_id, account.version), (customer("cus_Other"), 3));
+    let customers: Vec<_> = account.segments.iter().map(|segment| segment.customer.as_str()).collect();
+    assert_eq!(customers, ["cus_Ada", "cus_Other"], "late usage is still billed to the customer it belongs to");
+    assert!(bench.quarantined().await.is_empty());
+}
+
+#[tokio::test]
+async fn an_unknown_price_keeps_the_last_known_plan_and_alarms() {
+    let bench = bench().await;
+    bench.world.stripe.set(ada());
+    bench.hint(&provision()).await.unwrap();
+    let mut facts = ada();
+    facts.subscriptions[0].items.truncate(1);
+    facts.subscriptions[0].items[0].lookup_key = Some("enterprise".to_owned());
+    bench.world.stripe.set(facts);
+    let alarms = vec![Alarm::UnknownPrice { lookup_key: Some("enterprise".to_owned()) }];
+    let expected = Outcome::Committed { user_id: user("ada"), notices: 0, alarms };
+    assert_eq!(bench.hint(&paid("evt_1")).await, Ok(expected));
+    assert_eq!(bench.account().await.subscription.unwrap().plan.unwrap().as_str(), "pro");
+}
+
+#[tokio::test]
+async fn every_order_of_the_same_hints_ends_in_the_same_account() {
+    let hints = [
+        provision(),
+        failed("evt_failed_1", "2026-11-22T08:00:00Z"),
+        failed("evt_failed_2", "2026-11-22T10:00:00Z"),
+        hint("evt_updated", "customer.subscription.updated", "2026-11-22T10:00:01Z", "sub_Ada", Some("cus_Ada")),
+    ];
+    let mut ends = std::collections::BTreeSet::new();
+    for order in permutations(hints.len()) {
+        let bench = bench().await;
+        bench.world.stripe.set(overdue(ada(), "in_1", "2026-11-22T07:00:00Z"));
+        for (place, index) in order.iter().enumerate() {
+            bench.world.clock.advance_ms(500 * i64::try_from(place).unwrap());
+            assert_eq!(bench.deliver(&[&hints[*index]]).await, Vec::<String>::new());
+            // Every hint comes twice, as Stripe may have it.
+            assert_eq!(bench.deliver(&[&hints[*index]]).await, Vec::<String>::new());
+        }
+        let mut account = serde_json::to_value(bench.account().await).unwrap();
+        let mut notices = bench.notices().await;
+        for counter in ["version", "fetched_at_ms"] {
+            account[counter].take();
+        }
+        notices.iter_mut().for_each(|notice| *notice = notice.rsplit(':').next().unwrap().to_owned());
+        ends.insert(format!("{account} {notices:?}"));
+    }
+    assert_eq!(ends.len(), 1, "{ends:#?}");
+    let end = ends.first().unwrap();
+    assert!(end.contains(&format!(r#""overdue":{{"in_1":{{"since":{}}}}}"#, at("2026-11-22T08:00:00Z").as_secs())), "{end}");
+}
+
+#[tokio::test]
+async fn after_a_payment_every_order_of_the_same_hints_ends_without_grace() {
+    let hints = [provision(), failed("evt_1", "2026-11-22T08:00:00Z"), failed("evt_2", "2026-11-22T10:00:00Z"), paid("evt_3")];
+    for order in permutations(hints.len()) {
+        let bench = bench().await;
+        for (place, index) in order.iter().enumerate() {
+            // Stripe's state moves on while the hints arrive: it is paid before the last one does.
+            let paid_by_now = place + 1 == order.len();
+            bench.world.stripe.set(if paid_by_now { ada() } else { overdue(ada(), "in_1", "2026-11-22T07:00:00Z") });
+            bench.world.clock.advance_ms(10_000);
+            assert_eq!(bench.deliver(&[&hints[*index]]).await, Vec::<String>::new());
+        }
+        let account = bench.account().await;
+        assert_eq!((account.subscription.unwrap().status, account.overdue.len()), (Status::Active, 0), "{order:?}");
+    }
+}
+
+fn permutations(length: usize) -> Vec<Vec<usize>> {
+    let mut all = vec![Vec::new()];
+    for _ in 0..length {
+        let longer =
+            |some: Vec<usize>| (0..length).filter(|n| !some.contains(n)).map(|n| [some.clone(), vec![n]].concat()).collect();
+        all = all.into_iter().flat_map(|some| -> Vec<Vec<usize>> { longer(some) }).collect();
+    }
+    all
+}
+
+#[tokio::test]
+async fn a_thin_event_finds_its_customer_by_its_object() {
+    let bench = bench().await;
+    bench.world.stripe.set(ada());
+    bench.world.stripe.set_object("sub_Ada", &customer("cus_Ada"));
+    let thin = hint("evt_thin", "customer.subscription.past_due", SINCE, "sub_Ada", None);
+    assert_eq!(bench.hint(&thin).await, Ok(committed(1)));
+    let gone = hint("evt_gone", "customer.subscription.past_due", SINCE, "sub_Gone", None);
+    assert_eq!(bench.deliver(&[&gone]).await, Vec::<String>::new(), "an object that is gone blocks nothing");
+}
+
+#[tokio::test]
+async fn a_test_clock_queues_each_of_its_customers_once() {
+    let bench = bench().await;
+    bench.world.stripe.set_clock("clock_1", vec![customer("cus_Ada"), customer("cus_Bob")]);
+    let advanced = hint("evt_clock", "test_helpers.test_clock.ready", SINCE, "clock_1", None);
+    for _ in 0..2 {
+        assert_eq!(bench.hint(&advanced).await, Ok(Outcome::FannedOut { customers: 2 }));
+    }
+    let hints = bench.world.queue.hints();
+    let customers: Vec<_> = hints.iter().map(|hint| hint.customer.as_ref().unwrap().as_str()).collect();
+    assert_eq!(customers, ["cus_Ada", "cus_Bob"]);
+    assert!(hints.iter().all(|hint| hint.replay), "each is looked at afresh");
+    bench.world.stripe.set(CustomerFacts { test_clock: Some(at("2026-12-25T00:00:00Z")), ..ada() });
+    assert_eq!(bench.hint(&hints[0]).await, Ok(committed(1)));
+    let offset_secs = at("2026-12-25T00:00:00Z").secs_since(at("2026-11-22T12:00:00Z"));
+    assert_eq!(bench.account().await.clock_offset_secs, offset_secs);
+}
+
+#[tokio::test]
+async fn a_test_clock_whose_fan_out_breaks_off_comes_again() {
+    let bench = bench().await;
+    bench.world.stripe.set_clock("clock_1", vec![customer("cus_Ada"), customer("cus_Bob")]);
+    bench.world.queue.faults.at("send", 2, Fault::LoseRequest);
+    let advanced = hint("evt_clock", "test_helpers.test_clock.ready", SINCE, "clock_1", None);
+    assert_eq!(bench.deliver(&[&advanced]).await, ["evt_clock"]);
+    assert_eq!(bench.deliver(&[&advanced]).await, Vec::<String>::new());
+    assert_eq!(bench.world.queue.hints().len(), 2);
+}
+
+#[tokio::test]
+async fn a_hint_of_a_newer_version_waits_for_a_newer_function() {
+    let bench = bench().await;
+    bench.world.stripe.set(ada());
+    let mut newer = json!(provision());
+    newer["v"] = 2.into();
+    let unrecognisable = json!({"v": 3, "shape": "unknown"});
+    let messages = [(Some("m1"), newer.to_string()), (Some("m2"), unrecognisable.to_string())];
+    assert_eq!(bench.deliver_messages(&messages, 1).await, ["m1", "m2"]);
+    assert!(bench.world.items("accounts").await.is_empty() && bench.quarantined().await.is_empty());
+}
+
+#[tokio::test]
+async fn a_hint_with_fields_that_this_version_does_not_know_is_read() {
+    let bench = bench().await;
+    bench.world.stripe.set(ada());
+    let mut newer = json!(provision());
+    newer["reason"] = "a newer webhook says more".into();
+    assert_eq!(bench.deliver_messages(&[(Some("m1"), newer.to_string())], 1).await, Vec::<String>::new());
+    assert_eq!(bench.account().await.version, 1);
+}
+
+#[tokio::test]
+async fn an_unreadable_body_is_quarantined_and_the_others_commit() {
+    let bench = bench().await;
+    bench.world.stripe.set(ada());
+    let bad = [String::new(), "not json".to_owned(), "[]".to_owned(), json!({"v": 1, "secret": BODY_MARK}).to_string()];
+    let mut messages: Vec<_> = ["b1", "b2", "b3", "b4"].into_iter().map(Some).zip(bad).collect();
+    messages.push((Some("good"), json!(provision()).to_string()));
+    assert_eq!(bench.deliver_messages(&messages, 1).await, Vec::<String>::new());
+    assert_eq!(bench.account().await.version, 1);
+    let entries = bench.quarantined().await;
+    assert_eq!(entries.len(), 4);
+    assert!(entries.iter().all(|(reason, _)| reason == "invalid"), "{entries:?}");
+    assert_eq!(bench.deliver_messages(&messages, 2).await, Vec::<String>::new());
+    assert_eq!(bench.quarantined().await.len(), 4, "once, however often it comes");
+}
+
+#[tokio::test]
+async fn a_transient_error_puts_its_hint_off_longer_each_time_and_only_that_hint_comes_again() {
+    let bench = bench().await;
+    bench.world.stripe.set(ada());
+    bench.world.stripe.set(subscriber("cus_Bob", "bob", SINCE));
+    let bob = hint("evt_bob", "invoice.paid", SINCE, "in_9", Some("cus_Bob"));
+    for received in [1, 2, 3, 9, 10, 500] {
+        bench.world.stripe.fail_next(not_available());
+        let messages = [(Some("failing"), json!(provision()).to_string()), (Some("bob"), json!(bob).to_string())];
+        assert_eq!(bench.deliver_messages(&messages, received).await, ["failing"]);
+    }
+    let postponed: Vec<u32> = bench.world.queue.postponed().iter().map(|(_, secs)| *secs).collect();
+    assert_eq!(postponed, [2, 4, 8, 512, 900, 900]);
+    assert!(bench.world.queue.postponed().iter().all(|(handle, _)| handle == "handle of failing"));
+    assert!(bench.world.store().account(&user("bob")).await.unwrap().is_some());
+    assert!(!bench.is_processed(&provision()).await);
+    assert_eq!(bench.deliver(&[&provision()]).await, Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn a_hint_that_cannot_even_be_put_off_still_comes_again() {
+    let bench = bench().await;
+    bench.world.stripe.fail_next(not_available());
+    bench.world.queue.faults.at("postpone", 1, Fault::LoseRequest);
+    assert_eq!(bench.deliver(&[&provision()]).await, ["evt_provision"]);
+}
+
+#[tokio::test]
+async fn every_stripe_error_but_not_found_comes_again() {
+    let bench = bench().await;
+    let request_id = || "req_1".to_owned();
+    let (status, code) = (401, "invalid".to_owned());
+    for error in [
+        not_available(),
+        StripeError::Unauthorised { status, code: code.clone(), request_id: request_id() },
+        StripeError::Unreadable { reason: "customer".to_owned(), request_id: request_id() },
+        StripeError::Refused { status: 400, code, message: BODY_MARK.to_owned(), request_id: request_id() },
+    ] {
+        bench.world.stripe.fail_next(error);
+        assert_eq!(bench.deliver(&[&provision()]).await, ["evt_provision"]);
+    }
+    assert!(!bench.is_processed(&provision()).await);
+}
+
+#[tokio::test]
+async fn a_crash_in_one_hint_fails_only_that_hint() {
+    let bench = bench().await;
+    bench.world.stripe.set(ada());
+    bench.world.stripe.set(subscriber("cus_Bob", "bob", SINCE));
+    for fault in [Fault::CrashBefore, Fault::CrashAfter] {
+        bench.sync.accounts.faults.at("commit", 1, fault);
+        let bob = hint(&format!("evt_bob_{fault:?}"), "invoice.paid", SINCE, "in_9", Some("cus_Bob"));
+        let ada = Hint { replay: true, ..provision() };
+        assert_eq!(bench.deliver(&[&ada, &bob]).await, ["evt_provision"], "{fault:?}");
+    }
+    assert_eq!(bench.deliver(&[&provision()]).await, Vec::<String>::new());
+    assert_eq!((bench.account().await.version, bench.notices().await.len()), (1, 2), "ada's and bob's");
+}
+
+#[tokio::test]
+async fn what_is_not_reached_in_time_comes_again_without_being_put_off() {
+    let bench = bench().await;
+    bench.world.stripe.set(ada());
+    let hints = [provision(), paid("evt_late")];
+    let now_ms = bench.world.clock.now_ms();
+    let clock = bench.world.clock.clone();
+    bench.sync.accounts.faults.meanwhile("commit", 1, async move { clock.advance_ms(10_000) });
+    let messages: Vec<_> = hints.iter().map(|hint| (Some(hint.event_id.as_str()), json!(hint).to_string(), now_ms, 1)).collect();
+    let answer = bench.sync.handle(sqs_event(&messages), now_ms + 9_000).await.unwrap();
+    let again: Vec<_> = answer.batch_item_failures.iter().map(|failure| failure.item_identifier.as_str()).collect();
+    assert_eq!(again, ["evt_late"]);
+    assert!(bench.world.queue.postponed().is_empty());
+}
+
+#[tokio::test]
+async fn a_failed_record_without_a_message_id_fails_the_batch_loudly() {
+    let bench = bench().await;
+    bench.world.stripe.fail_next(not_available());
+    let nameless = sqs_event(&[(None, json!(provision()).to_string(), 0, 1)]);
+    assert!(bench.sync.handle(nameless.clone(), i64::MAX).await.is_err());
+    bench.world.stripe.set(ada());
+    assert!(bench.sync.handle(nameless, i64::MAX).await.unwrap().batch_item_failures.is_empty());
+}
+
+#[tokio::test]
+async fn what_a_newer_version_keeps_beside_an_account_survives_a_commit() {
+    let bench = bench().await;
+    bench.world.stripe.set(ada());
+    bench.hint(&provision()).await.unwrap();
+    bench.world.set_attribute("accounts", ("user_id", "ada"), "note_of_the_future", "kept").await;
+    bench.world.set_attribute("customers", ("customer_id", "cus_Ada"), "note_of_the_future", "kept").await;
+    bench.world.stripe.set(overdue(ada(), "in_1", "2026-11-22T11:00:00Z"));
+    assert_eq!(bench.hint(&failed("evt_1", "2026-11-22T11:30:00Z")).await, Ok(committed(1)));
+    for table in ["accounts", "customers"] {
+        assert_eq!(bench.world.item(table).await["note_of_the_future"], "kept", "{table}");
+    }
+    assert_eq!(bench.account().await.version, 2);
+}
+
+#[tokio::test]
+async fn an_account_that_an_older_version_wrote_is_read_and_committed() {
+    let bench = bench().await;
+    bench.world.stripe.set(ada());
+    bench.hint(&provision()).await.unwrap();
+    // What was added since the first version has defaults.
+    let newer = ["overdue", "segments", "clock_offset_secs", "announced"];
+    bench.world.remove_attributes("accounts", ("user_id", "ada"), &newer).await;
+    assert!(matches!(bench.hint(&paid("evt_1")).await, Ok(Outcome::Committed { .. })));
+    assert_eq!(bench.account().await.segments.len(), 1);
+}
+
+#[tokio::test]
+async fn a_hint_of_the_other_mode_changes_nothing() {
+    let bench = bench().await;
+    bench.world.stripe.set(ada());
+    let live = Hint { livemode: true, ..provision() };
+    assert_eq!(bench.deliver(&[&live]).await, Vec::<String>::new());
+    assert!(bench.world.items("accounts").await.is_empty());
+    assert_eq!(bench.world.stripe.faults.calls("customer"), 0);
+}
+
+#[tokio::test]
+async fn users_whose_keys_look_alike_have_accounts_of_their_own() {
+    let bench = bench().await;
+    let users = ["a/1:b", "a", "a/", "1:a", "ada/3:ada", "ü".repeat(128).as_str()].map(str::to_owned);
+    for (n, user_id) in users.iter().enumerate() {
+        let customer_id = format!("cus_{n}");
+        bench.world.stripe.set(subscriber(&customer_id, user_id, SINCE));
+        let hint = hint(&format!("evt_{n}"), "invoice.paid", SINCE, "in_1", Some(&customer_id));
+        assert!(matches!(bench.hint(&hint).await, Ok(Outcome::Committed { notices: 1, .. })));
+    }
+    for (n, user_id) in users.iter().enumerate() {
+        let account = bench.world.store().account(&UserId::new(user_id.as_str()).unwrap()).await.unwrap().unwrap();
+        assert_eq!(account.customer_id, customer(&format!("cus_{n}")));
+    }
+    assert_eq!(bench.notices().await.len(), users.len());
+}
+
+#[tokio::test]
+async fn repeated_looks_at_an_unchanged_customer_tell_nothing() {
+    let bench = bench().await;
+    bench.world.stripe.set(ada());
+    for hint in with_two_more_looks(&provision()) {
+        bench.hint(&hint).await.unwrap();
+    }
+    let marks = bench.world.items("processed").await.len();
+    assert_eq!((bench.account().await.version, bench.notices().await.len(), marks), (3, 1, 3));
+    assert!(EventId::new("evt_provision").is_ok());
+}

@@ -1,0 +1,533 @@
+//! Usage messages: every event is audited, what is billable is counted once (the contract, 3.2).
+
+use std::collections::BTreeMap;
+
+use aws_lambda_events::sqs::SqsEvent;
+use expect_test::expect;
+use handlers::{Fault, Faulty, TestClock, WireFault, World};
+use serde_json::{Value, json};
+use tokentill::{
+    domain::{counting::Verdict, price_list::PriceList, time::DAY_SECS},
+    dynamodb::Store,
+    ports::{Clock, Tallies},
+};
+use usage::Usage;
+
+use crate::samples::{BODY_MARK, USAGE, USAGE_BATCH, at, cancelled, commit, parsed, sqs_event, subscriber, user};
+
+const NOON: &str = "2026-11-22T12:00:00Z";
+
+type Function = Usage<Faulty<Store>, Faulty<Store>, Faulty<Store>, TestClock>;
+
+fn function(world: &World) -> Function {
+    Usage {
+        accounts: world.store_of("usage"),
+        ledger: world.store_of("usage"),
+        quarantine: world.store_of("usage"),
+        clock: world.clock.clone(),
+        prices: PriceList::shipped().unwrap(),
+        retention_days: 400,
+    }
+}
+
+struct Bench {
+    world: World,
+    usage: Function,
+}
+
+/// A world in which ada is on the plan `pro` since 10 November.
+async fn bench() -> Bench {
+    let world = World::start().await;
+    commit(&world, "ada", &subscriber("cus_Ada", "ada", "2026-11-10T00:00:00Z")).await;
+    let usage = function(&world);
+    Bench { world, usage }
+}
+
+/// One call: 812 tokens in, 240 out, at noon.
+fn call(user_id: &str, request_id: &str) -> Value {
+    json!({"request_id": request_id, "user_id": user_id, "endpoint": "/v1/summarise", "tokens_in": 812, "tokens_out": 240,
+           "success": true, "timestamp": NOON})
+}
+
+fn with(mut event: Value, field: &str, value: impl Into<Value>) -> Value {
+    event[field] = value.into();
+    event
+}
+
+fn several(events: &[Value]) -> Value {
+    json!({ "events": events })
+}
+
+fn messages(world: &World, bodies: &[(&str, Value)]) -> SqsEvent {
+    let now_ms = world.clock.now_ms();
+    let messages: Vec<_> = bodies.iter().map(|(id, body)| (Some(*id), body.to_string(), now_ms, 1)).collect();
+    sqs_event(&messages)
+}
+
+async fn handle(usage: &Function, event: SqsEvent, invocation: &str) -> Vec<String> {
+    let answer = usage.handle(event, invocation, i64::MAX).await.unwrap();
+    answer.batch_item_failures.into_iter().map(|failure| failure.item_identifier).collect()
+}
+
+impl Bench {
+    /// Delivers messages in an invocation of their own; which of them have to come again.
+    async fn deliver(&self, invocation: &str, bodies: &[(&str, Value)]) -> Vec<String> {
+        handle(&self.usage, messages(&self.world, bodies), invocation).await
+    }
+
+    /// What is counted of a user, over all days and shards: requests, tokens in, tokens out.
+    async fn totals(&self, user_id: &str) -> [u64; 3] {
+        let now = self.world.clock.now();
+        let store = self.world.store();
+        let tallies = store.tallies(&user(user_id), now.plus_days(-60).day(), now.plus_days(60).day()).await.unwrap();
+        ["requests", "tokens_in", "tokens_out"].map(|meter| {
+            let of_meter = |tally: &BTreeMap<_, u64>| {
+                tally.iter().find(|(id, _): &(&tokentill::domain::id::MeterId, _)| id.as_str() == meter).map_or(0, |(_, n)| *n)
+            };
+            tallies.iter().map(|tally| of_meter(&tally.counted)).sum()
+        })
+    }
+
+    /// Each row of a request: what was decided, and how often it was reported.
+    async fn rows(&self, user_id: &str, request_id: &str) -> Vec<(Verdict, u64)> {
+        let rows = self.world.store().rows_of_request(&user(user_id), request_id).await.unwrap();
+        rows.iter().map(|row| (row.verdict, row.seen)).collect()
+    }
+
+    async fn quarantined(&self) -> BTreeMap<String, usize> {
+        let mut reasons = BTreeMap::new();
+        for item in self.world.items("quarantine").await {
+            *reasons.entry(item["reason"].as_str().unwrap().to_owned()).or_default() += 1;
+        }
+        reasons
+    }
+}
+
+const NOTHING: Vec<String> = Vec::new();
+
+fn none() -> BTreeMap<String, usize> {
+    BTreeMap::new()
+}
+
+fn only(reason: &str, count: usize) -> BTreeMap<String, usize> {
+    BTreeMap::from([(reason.to_owned(), count)])
+}
+
+#[tokio::test]
+async fn the_sample_message_is_audited_and_counted_in_one_tally() {
+    let bench = bench().await;
+    assert_eq!(handle(&bench.usage, serde_json::from_value(parsed(USAGE)).unwrap(), "inv").await, NOTHING);
+    let stored = format!("{}\n{}", bench.world.item("ledger").await, bench.world.item("tallies").await);
+    expect![[r#"
+        {"at_key":"001795348800","attempt":1,"counted":{"requests":1,"tokens_in":812,"tokens_out":240},"endpoint":"/v1/summarise","expires_at":1829908800,"extra":null,"extra_cut":false,"model":"claude-sonnet","outcome":null,"received_at_ms":1795348800000,"request_id":"req_01JD3A","request_key":"3:ada/10:req_01JD3A","row":"request","seen":1,"success":true,"tally_key":"2026-11-22/6:billed/7:sub_Ada/10:1794268800","time_key":"3:ada/2:12","timestamp":1795348800,"tokens_cached":0,"tokens_in":812,"tokens_out":240,"units":{"images":1},"user_id":"ada","verdict":"counted","written_by":"inv"}
+        {"billing":{"billed":["requests","tokens_in","tokens_out"],"clock_offset_secs":0,"customer_id":"cus_Ada","plan":"pro","segment_end":1796860800,"segment_start":1794268800,"subscription_id":"sub_Ada"},"counted:requests":1,"counted:tokens_in":812,"counted:tokens_out":240,"counted_at_hour":"2026-11-22T12:00:00Z","tally_key":"2026-11-22/6:billed/7:sub_Ada/10:1794268800/00","touched_at":"2026-11-22T12:00:00Z","touched_key":"2026-11-22/02","user_id":"ada"}"#]].assert_eq(&stored);
+    assert!(bench.world.items("quarantine").await.is_empty());
+}
+
+#[tokio::test]
+async fn the_sample_batch_counts_each_request_once_and_a_stranger_on_the_free_tier() {
+    let bench = bench().await;
+    assert_eq!(handle(&bench.usage, serde_json::from_value(parsed(USAGE_BATCH)).unwrap(), "inv").await, NOTHING);
+    assert_eq!(bench.totals("ada").await, [2, 1624, 480]);
+    assert_eq!(bench.totals("grace").await, [1, 812, 240]);
+    assert_eq!(bench.rows("ada", "req_01JD3B").await, [(Verdict::NotBillable, 1), (Verdict::Counted, 1)]);
+    let tallies = bench.world.items("tallies").await;
+    let free: Vec<_> = tallies.iter().filter(|tally| tally["user_id"] == "grace").collect();
+    assert!(free[0].get("touched_key").is_none() && free[0].get("billing").is_none(), "never to be reported: {}", free[0]);
+}
+
+#[tokio::test]
+async fn a_request_counts_once_however_often_and_by_whomever_it_is_reported() {
+    let bench = bench().await;
+    let event = call("ada", "req_1");
+    let earlier = with(event.clone(), "timestamp", "2026-11-20T00:00:00Z");
+    let renamed = with(with(event.clone(), "endpoint", "/v2"), "attempt", 2);
+    let twice = several(&[event.clone(), earlier.clone()]);
+    // In one message, in two messages of a batch, and in a later invocation.
+    assert_eq!(bench.deliver("inv_1", &[("m1", twice), ("m2", renamed.clone())]).await, NOTHING);
+    assert_eq!(bench.rows("ada", "req_1").await, [(Verdict::Counted, 3)]);
+    assert_eq!(bench.deliver("inv_2", &[("m3", earlier), ("m4", several(&[renamed.clone(), renamed]))]).await, NOTHING);
+    assert_eq!(bench.totals("ada").await, [1, 812, 240]);
+    assert_eq!(bench.rows("ada", "req_1").await, [(Verdict::Counted, 6)]);
+    assert_eq!(bench.quarantined().await, none());
+}
+
+#[tokio::test]
+async fn a_repetition_days_later_counts_nothing() {
+    let bench = bench().await;
+    bench.deliver("inv_1", &[("m1", call("ada", "req_1"))]).await;
+    bench.world.clock.advance_ms(14 * DAY_SECS * 1000);
+    assert_eq!(bench.deliver("inv_2", &[("m1", call("ada", "req_1"))]).await, NOTHING);
+    let now_dated = with(call("ada", "req_1"), "timestamp", bench.world.clock.now().to_string());
+    assert_eq!(bench.deliver("inv_3", &[("m2", now_dated)]).await, NOTHING);
+    assert_eq!((bench.totals("ada").await, bench.rows("ada", "req_1").await), ([1, 812, 240], vec![(Verdict::Counted, 3)]));
+}
+
+#[tokio::test]
+async fn the_same_events_handled_side_by_side_count_once() {
+    let bench = bench().await;
+    let events: Vec<Value> = (0..150).map(|n| call("ada", &format!("req_{n}"))).collect();
+    let functions: Vec<Function> = (0..4).map(|_| function(&bench.world)).collect();
+    let runs = functions.iter().enumerate().map(|(n, usage)| {
+        let mut events = events.clone();
+        events.rotate_left(n * 37);
+        let event = messages(&bench.world, &[("m", several(&events))]);
+        async move { handle(usage, event, &format!("inv_{n}")).await }
+    });
+    for again in futures_util::future::join_all(runs).await {
+        assert_eq!(again, NOTHING);
+    }
+    assert_eq!(bench.totals("ada").await, [150, 150 * 812, 150 * 240]);
+    let seen: u64 = bench.world.items("ledger").await.iter().map(|row| row["seen"].as_u64().unwrap()).sum();
+    assert_eq!(seen, 600, "each report is seen");
+}
+
+#[tokio::test]
+async fn failures_are_audited_and_never_counted_and_do_not_use_the_request_up() {
+    let bench = bench().await;
+    let failure = |attempt: u64| with(with(call("ada", "req_1"), "success", false), "attempt", attempt);
+    assert_eq!(bench.deliver("inv_1", &[("m1", several(&[failure(1), failure(2), failure(1)]))]).await, NOTHING);
+    assert_eq!(bench.totals("ada").await, [0, 0, 0]);
+    assert_eq!(bench.deliver("inv_2", &[("m2", with(call("ada", "req_1"), "attempt", 3)), ("m3", failure(4))]).await, NOTHING);
+    assert_eq!(bench.totals("ada").await, [1, 812, 240]);
+    let rows = bench.rows("ada", "req_1").await;
+    assert_eq!(rows.iter().filter(|(verdict, _)| *verdict == Verdict::NotBillable).map(|(_, seen)| *seen).sum::<u64>(), 4);
+    assert_eq!(rows.len(), 4);
+    assert_eq!(bench.quarantined().await, none());
+}
+
+#[tokio::test]
+async fn the_same_request_with_other_quantities_is_quarantined_and_the_first_stands() {
+    let bench = bench().await;
+    let other = with(call("ada", "req_1"), "tokens_in", 9);
+    assert_eq!(bench.deliver("inv_1", &[("m1", several(&[call("ada", "req_1"), other.clone()]))]).await, NOTHING);
+    assert_eq!(bench.quarantined().await, only("conflict", 1), "within one message");
+    assert_eq!(bench.deliver("inv_2", &[("m2", with(other, "tokens_out", 1))]).await, NOTHING);
+    assert_eq!(bench.quarantined().await, only("conflict", 2), "and later");
+    assert_eq!(bench.totals("ada").await, [1, 812, 240]);
+    assert_eq!(bench.rows("ada", "req_1").await, [(Verdict::Counted, 1)]);
+}
+
+#[tokio::test]
+async fn a_quarantined_event_that_comes_again_on_another_day_is_kept_once() {
+    let bench = bench().await;
+    let old = with(call("ada", "req_2"), "timestamp", "2026-01-01T00:00:00Z");
+    let conflict = with(call("ada", "req_1"), "tokens_in", 9);
+    let sent_ms = bench.world.clock.now_ms();
+    let body = several(&[call("ada", "req_1"), conflict, old, json!({"no": "event"})]).to_string();
+    for received in 1..4 {
+        let event = sqs_event(&[(Some("m1"), body.clone(), sent_ms, received)]);
+        assert_eq!(handle(&bench.usage, event, &format!("inv_{received}")).await, NOTHING);
+        bench.world.clock.advance_ms(DAY_SECS * 1000);
+    }
+    let entries = bench.world.items("quarantine").await;
+    assert_eq!(entries.len(), 3, "{entries:#?}");
+    let conflict = entries.iter().find(|entry| entry["reason"] == "conflict").unwrap();
+    let input = tokentill::domain::usage::read_message(conflict["input"].as_str().unwrap()).unwrap();
+    let event = input[0].as_ref().expect("it can be replayed");
+    assert_eq!((event.quantities.tokens_in, &event.extra), (9, &None), "as it came");
+}
+
+#[tokio::test]
+async fn what_cannot_be_read_is_quarantined_and_the_rest_is_counted() {
+    let bench = bench().await;
+    let good = call("ada", "req_1");
+    let bad = [
+        json!(7),
+        json!({}),
+        with(good.clone(), "tokens_in", -1),
+        with(good.clone(), "tokens_in", 1.5),
+        with(good.clone(), "tokens_in", "7"),
+        with(good.clone(), "tokens_out", 1_000_000_000_000_000_u64),
+        with(good.clone(), "success", "yes"),
+        with(good.clone(), "timestamp", 1_795_348_800_000_u64),
+        with(good.clone(), "user_id", ""),
+        with(good.clone(), "request_id", "x".repeat(129)),
+        with(good.clone(), "endpoint", Value::Null),
+        with(good.clone(), "units", json!({"images": -1})),
+    ];
+    let mut mixed = bad.to_vec();
+    mixed.insert(5, good.clone());
+    let whole = ["", "not json", "[]", "{\"events\":7}", BODY_MARK];
+    let now_ms = bench.world.clock.now_ms();
+    let mut records = vec![(Some("mixed"), several(&mixed).to_string(), now_ms, 1)];
+    let ids = ["w0", "w1", "w2", "w3", "w4"];
+    records.extend(ids.iter().zip(whole).map(|(id, body)| (Some(*id), body.to_owned(), now_ms, 1)));
+    for invocation in ["inv_1", "inv_2"] {
+        assert_eq!(handle(&bench.usage, sqs_event(&records), invocation).await, NOTHING);
+        assert_eq!(bench.quarantined().await, only("invalid", bad.len() + whole.len()), "once, however often it comes");
+    }
+    assert_eq!(bench.totals("ada").await, [1, 812, 240]);
+    let entries = bench.world.items("quarantine").await;
+    assert!(entries.iter().any(|entry| entry["input"] == BODY_MARK), "as it came");
+}
+
+#[tokio::test]
+async fn a_timestamp_outside_the_window_is_quarantined_and_the_edges_are_counted() {
+    let bench = bench().await;
+    let now = bench.world.clock.now();
+    let dated =
+        |request_id: &str, offset_secs: i64| with(call("ada", request_id), "timestamp", now.plus_secs(offset_secs).as_secs());
+    let events =
+        [dated("oldest", -35 * DAY_SECS), dated("too_old", -35 * DAY_SECS - 1), dated("furthest", 300), dated("too_far", 301)];
+    assert_eq!(bench.deliver("inv", &[("m1", several(&events))]).await, NOTHING);
+    let expected = [("timestamp_in_future".to_owned(), 1), ("timestamp_too_old".to_owned(), 1)];
+    assert_eq!(bench.quarantined().await, expected.into());
+    assert_eq!(bench.totals("ada").await[0], 2);
+    assert_eq!(bench.rows("ada", "too_old").await, []);
+}
+
+#[tokio::test]
+async fn a_record_without_a_message_id_is_handled_and_never_answered_with_an_empty_name() {
+    let bench = bench().await;
+    let now_ms = bench.world.clock.now_ms();
+    for (id, request_id) in [(None, "req_1"), (Some(""), "req_2")] {
+        let good = sqs_event(&[(id, call("ada", request_id).to_string(), now_ms, 1), (id, "not json".to_owned(), now_ms, 1)]);
+        assert_eq!(handle(&bench.usage, good, request_id).await, NOTHING);
+        let failing = sqs_event(&[(id, call("ada", request_id).to_string(), now_ms, 1)]);
+        bench.usage.accounts.faults.at("account", 1, Fault::LoseRequest);
+        assert!(bench.usage.handle(failing, "inv", i64::MAX).await.is_err(), "the whole batch comes again, loudly");
+    }
+    assert_eq!(bench.totals("ada").await[0], 2);
+    assert_eq!(bench.quarantined().await, only("invalid", 1));
+}
+
+#[tokio::test]
+async fn one_message_holds_up_to_1000_events_and_more_are_refused_whole() {
+    let bench = bench().await;
+    let events = |count: usize| several(&(0..count).map(|n| call("ada", &format!("req_{n}"))).collect::<Vec<_>>());
+    assert_eq!(bench.deliver("inv_1", &[("m1", events(1_001))]).await, NOTHING);
+    assert_eq!((bench.totals("ada").await[0], bench.quarantined().await), (0, only("invalid", 1)));
+    let before = bench.world.wire.calls("TransactWriteItems");
+    assert_eq!(bench.deliver("inv_2", &[("m2", events(1_000))]).await, NOTHING);
+    assert_eq!(bench.totals("ada").await, [1_000, 812_000, 240_000]);
+    assert_eq!(bench.world.wire.calls("TransactWriteItems") - before, 11, "98 rows and their tally to a transaction");
+}
+
+#[tokio::test]
+async fn many_users_in_one_batch_are_each_counted_on_their_own() {
+    let bench = bench().await;
+    let events: Vec<Value> = (0..300).map(|n| call(&format!("user_{}", n % 30), &format!("req_{n}"))).collect();
+    assert_eq!(bench.deliver("inv", &[("m1", several(&events))]).await, NOTHING);
+    for n in 0..30 {
+        assert_eq!(bench.totals(&format!("user_{n}")).await, [10, 8_120, 2_400]);
+    }
+}
+
+#[tokio::test]
+async fn ids_that_look_alike_never_count_for_each_other() {
+    let bench = bench().await;
+    let wide = "ü".repeat(128);
+    let pairs = [
+        ("a", "b/1:c"),
+        ("a/1:b", "c"),
+        ("a/1", "b:c"),
+        ("1:a", "c"),
+        ("a", "1:a/1:c"),
+        ("a#b", "c"),
+        ("a%2Fb", "c"),
+        ("a/b", "c"),
+        (wide.as_str(), wide.as_str()),
+    ];
+    let events: Vec<Value> = pairs.iter().map(|(user_id, request_id)| call(user_id, request_id)).collect();
+    assert_eq!(bench.deliver("inv", &[("m1", several(&events))]).await, NOTHING);
+    assert_eq!(bench.world.items("ledger").await.len(), pairs.len());
+    for (user_id, count) in [("a", 2), ("a/1:b", 1), ("a/1", 1), ("1:a", 1), ("a#b", 1), ("a%2Fb", 1), ("a/b", 1), (&wide, 1)] {
+        assert_eq!(bench.totals(user_id).await[0], count, "{user_id}");
+    }
+}
+
+#[tokio::test]
+async fn usage_over_a_renewal_lands_in_two_segments_to_the_second() {
+    let bench = bench().await;
+    bench.world.clock.set("2026-12-10T00:00:30Z");
+    let dated = |request_id: &str, timestamp: &str| with(call("ada", request_id), "timestamp", timestamp);
+    let events =
+        [dated("last", "2026-12-09T23:59:59Z"), dated("first", "2026-12-10T00:00:00Z"), dated("second", "2026-12-10T00:00:01Z")];
+    assert_eq!(bench.deliver("inv", &[("m1", several(&events))]).await, NOTHING);
+    let tallies = bench.world.items("tallies").await;
+    let shown: Vec<_> = tallies.iter().map(|tally| format!("{} {}", tally["tally_key"], tally["counted:requests"])).collect();
+    expect![[r#"
+        "2026-12-09/6:billed/7:sub_Ada/10:1794268800/00" 1
+        "2026-12-10/6:billed/7:sub_Ada/10:1796860800/00" 2"#]]
+    .assert_eq(&shown.join("\n"));
+}
+
+#[tokio::test]
+async fn usage_after_a_subscriptions_end_goes_to_the_free_tier_and_is_never_reported() {
+    let bench = bench().await;
+    let facts = cancelled(subscriber("cus_Ada", "ada", "2026-11-10T00:00:00Z"), "2026-11-22T11:00:00Z");
+    commit(&bench.world, "ada", &facts).await;
+    let before = with(call("ada", "before"), "timestamp", "2026-11-22T10:59:59Z");
+    assert_eq!(bench.deliver("inv", &[("m1", several(&[before, call("ada", "after")]))]).await, NOTHING);
+    let tallies = bench.world.items("tallies").await;
+    let billed: Vec<_> = tallies.iter().map(|tally| tally.get("billing").is_some()).collect();
+    assert_eq!((billed.len(), billed.iter().filter(|billed| **billed).count()), (2, 1), "{tallies:#?}");
+}
+
+#[tokio::test]
+async fn without_a_free_plan_a_stranger_is_parked_and_a_former_subscriber_is_only_audited() {
+    let mut bench = bench().await;
+    bench.usage.prices.plans.retain(|plan| !plan.prices.is_empty());
+    let facts = cancelled(subscriber("cus_Ada", "ada", "2026-11-10T00:00:00Z"), "2026-11-22T11:00:00Z");
+    commit(&bench.world, "ada", &facts).await;
+    assert_eq!(bench.deliver("inv", &[("m1", several(&[call("ada", "req_1"), call("grace", "req_1")]))]).await, NOTHING);
+    assert_eq!(bench.rows("ada", "req_1").await, [(Verdict::NoSubscription, 1)]);
+    assert_eq!(bench.rows("grace", "req_1").await, [(Verdict::UnknownUser, 1)]);
+    assert!(bench.world.items("tallies").await.is_empty());
+}
+
+#[tokio::test]
+async fn a_transaction_whose_reply_was_lost_is_recognised_as_our_own_and_counted_once() {
+    let bench = bench().await;
+    bench.usage.ledger.faults.at("write", 1, Fault::LoseReply);
+    let events = several(&[call("ada", "req_1"), call("ada", "req_2"), call("ada", "req_1")]);
+    assert_eq!(bench.deliver("inv", &[("m1", events)]).await, NOTHING);
+    assert_eq!(bench.totals("ada").await, [2, 1_624, 480]);
+    assert_eq!(bench.rows("ada", "req_1").await, [(Verdict::Counted, 2)]);
+    assert_eq!(bench.rows("ada", "req_2").await, [(Verdict::Counted, 1)]);
+}
+
+#[tokio::test]
+async fn a_transaction_whose_reply_was_lost_on_the_wire_is_repeated_by_the_sdk_and_counted_once() {
+    let bench = bench().await;
+    bench.world.wire.at("TransactWriteItems", 1, WireFault::LoseReply);
+    bench.world.wire.at("TransactWriteItems", 3, WireFault::LoseRequest);
+    let events = |prefix: &str| several(&(0..50).map(|n| call("ada", &format!("{prefix}_{n}"))).collect::<Vec<_>>());
+    assert_eq!(bench.deliver("inv", &[("m1", events("a"))]).await, NOTHING);
+    assert_eq!(bench.deliver("inv", &[("m2", events("b"))]).await, NOTHING);
+    assert_eq!(bench.totals("ada").await[0], 100);
+}
+
+#[tokio::test]
+async fn a_transaction_that_never_arrives_is_tried_again_and_then_handed_back() {
+    let bench = bench().await;
+    bench.usage.ledger.faults.at("write", 1, Fault::LoseRequest);
+    bench.usage.ledger.faults.at("write", 2, Fault::LoseRequest);
+    assert_eq!(bench.deliver("inv_1", &[("m1", call("ada", "req_1"))]).await, NOTHING);
+    assert_eq!(bench.totals("ada").await[0], 1);
+    bench.usage.ledger.faults.always("write", Fault::LoseRequest);
+    let batch = [("m2", call("ada", "req_2")), ("m3", json!({"events": []}))];
+    assert_eq!(bench.deliver("inv_2", &batch).await, ["m2"]);
+    bench.usage.ledger.faults.clear();
+    assert_eq!(bench.deliver("inv_3", &batch).await, NOTHING);
+    assert_eq!(bench.totals("ada").await[0], 2);
+}
+
+#[tokio::test]
+async fn conflicts_and_throttling_are_retried_on_another_shard_and_the_totals_are_exact() {
+    let bench = bench().await;
+    // Two rows and their tally: each reason in turn, on a row or on the tally.
+    let reasons: [&[&str]; 4] = [
+        &["None", "None", "TransactionConflict"],
+        &["TransactionConflict", "None", "None"],
+        &["None", "ThrottlingError", "None"],
+        &["None", "None", "ProvisionedThroughputExceeded"],
+    ];
+    for (n, reasons) in reasons.into_iter().enumerate() {
+        bench.world.wire.at("TransactWriteItems", 1, handlers::cancelled(reasons));
+        let events = several(&[call("ada", &format!("req_{n}_a")), call("ada", &format!("req_{n}_b"))]);
+        assert_eq!(bench.deliver(&format!("inv_{n}"), &[("m", events)]).await, NOTHING);
+    }
+    assert_eq!(bench.totals("ada").await, [8, 8 * 812, 8 * 240]);
+    let tallies = bench.world.items("tallies").await;
+    assert!(tallies.iter().all(|tally| tally.get("billing").is_some() && tally.get("touched_key").is_some()));
+    // A shard drawn by chance may be the first again, but hardly four times.
+    assert!(tallies.len() > 1, "{tallies:#?}");
+}
+
+#[tokio::test]
+async fn a_duplicate_among_many_in_a_cancelled_transaction_is_dropped_and_the_rest_counted() {
+    let bench = bench().await;
+    bench.deliver("inv_1", &[("m1", call("ada", "req_50"))]).await;
+    let events: Vec<Value> = (0..98).map(|n| call("ada", &format!("req_{n}"))).collect();
+    assert_eq!(bench.deliver("inv_2", &[("m2", several(&events))]).await, NOTHING);
+    assert_eq!(bench.totals("ada").await[0], 98);
+    assert_eq!(bench.rows("ada", "req_50").await, [(Verdict::Counted, 2)]);
+}
+
+#[tokio::test]
+async fn at_the_deadline_the_rest_is_handed_back_and_counted_once_when_it_comes_again() {
+    let bench = bench().await;
+    let now_ms = bench.world.clock.now_ms();
+    let clock = bench.world.clock.clone();
+    bench.usage.ledger.faults.meanwhile("write", 2, async move { clock.advance_ms(60_000) });
+    let events: Vec<Value> = (0..400).map(|n| call("ada", &format!("req_{n}"))).collect();
+    let batch = messages(&bench.world, &[("m1", several(&events))]);
+    let answer = bench.usage.handle(batch.clone(), "inv_1", now_ms + 50_000).await.unwrap();
+    assert_eq!(answer.batch_item_failures.len(), 1);
+    assert_eq!(bench.totals("ada").await[0], 196, "two transactions were written");
+    assert_eq!(handle(&bench.usage, batch, "inv_2").await, NOTHING);
+    assert_eq!(bench.totals("ada").await, [400, 400 * 812, 400 * 240]);
+}
+
+#[tokio::test]
+async fn one_users_unreadable_account_hands_back_only_that_users_messages() {
+    let bench = bench().await;
+    bench.usage.accounts.faults.at("account", 1, Fault::LoseRequest);
+    let batch = [
+        ("ada", call("ada", "req_1")),
+        ("grace", call("grace", "req_1")),
+        ("both", several(&[call("ada", "req_2"), call("grace", "req_2")])),
+    ];
+    assert_eq!(bench.deliver("inv_1", &batch).await, ["ada", "both"]);
+    assert_eq!(bench.totals("grace").await[0], 2);
+    assert_eq!(bench.deliver("inv_2", &batch[..1]).await, NOTHING);
+    assert_eq!(bench.deliver("inv_2", &batch[2..]).await, NOTHING);
+    assert_eq!((bench.totals("ada").await[0], bench.totals("grace").await[0]), (2, 2));
+}
+
+#[tokio::test]
+async fn a_crash_while_writing_one_users_usage_fails_only_its_messages_and_counts_once() {
+    let bench = bench().await;
+    for (n, fault) in [Fault::CrashBefore, Fault::CrashAfter].into_iter().enumerate() {
+        bench.usage.ledger.faults.at("write", 1, fault);
+        let (ada, grace) = (call("ada", &format!("req_{n}")), call("grace", &format!("req_{n}")));
+        let batch = [("ada", ada), ("grace", grace)];
+        assert_eq!(bench.deliver(&format!("inv_{n}"), &batch).await, ["ada"], "{fault:?}");
+        assert_eq!(bench.deliver(&format!("inv_{n}_again"), &batch).await, NOTHING);
+        let count = u64::try_from(n).unwrap() + 1;
+        assert_eq!((bench.totals("ada").await[0], bench.totals("grace").await[0]), (count, count));
+    }
+}
+
+#[tokio::test]
+async fn a_quarantine_that_is_not_reachable_hands_the_message_back() {
+    let bench = bench().await;
+    for (n, bad) in [json!({}), with(call("ada", "old"), "timestamp", "2020-01-01T00:00:00Z")].into_iter().enumerate() {
+        bench.usage.quarantine.faults.at("keep", 1, Fault::LoseRequest);
+        let id = format!("bad_{n}");
+        let batch = [(id.as_str(), bad), ("good", call("ada", &format!("req_{n}")))];
+        assert_eq!(bench.deliver("inv_1", &batch).await, [id.as_str()]);
+        assert_eq!(bench.deliver("inv_2", &batch[..1]).await, NOTHING);
+    }
+    assert_eq!((bench.totals("ada").await[0], bench.quarantined().await.values().sum::<usize>()), (2, 2));
+}
+
+#[tokio::test]
+async fn a_test_clocks_user_is_counted_in_the_accounts_own_time() {
+    let bench = bench().await;
+    let mut facts = subscriber("cus_Ada", "ada", "2027-02-10T00:00:00Z");
+    facts.test_clock = Some(at("2027-02-15T12:00:00Z"));
+    commit(&bench.world, "ada", &facts).await;
+    assert_eq!(bench.deliver("inv", &[("m1", call("ada", "req_1"))]).await, NOTHING);
+    let tally = bench.world.item("tallies").await;
+    assert!(tally["tally_key"].as_str().unwrap().starts_with("2027-02-15/6:billed/"), "{tally}");
+}
+
+#[tokio::test]
+async fn rows_of_the_largest_kind_fit_their_transaction() {
+    let bench = bench().await;
+    // 50 units of 256 wide characters each, and 8 KB of unknown fields: 36 KB a row.
+    let units: serde_json::Map<String, Value> =
+        (0..50).map(|n| (format!("{}{n:02}", "ü".repeat(254)), json!(999_999_999_999_999_u64))).collect();
+    let large = |n: usize| {
+        let event = with(call("ada", &format!("req_{n}")), "units", Value::Object(units.clone()));
+        with(with(event, "note", "x".repeat(8_000)), "endpoint", "ü".repeat(1_024))
+    };
+    let bodies: Vec<(String, Value)> =
+        (0..7).map(|m| (format!("m{m}"), several(&(m * 14..m * 14 + 14).map(large).collect::<Vec<_>>()))).collect();
+    let bodies: Vec<(&str, Value)> = bodies.iter().map(|(id, body)| (id.as_str(), body.clone())).collect();
+    assert_eq!(bench.deliver("inv", &bodies).await, NOTHING);
+    assert_eq!(bench.totals("ada").await[0], 98);
+}
