@@ -3,6 +3,7 @@
 //! This crate holds the [`domain`] (pure), its [`ports`] (what the domain needs of the world), and the adapters that carry it
 //! out. The function crates are thin: they read their configuration, build adapters, and run a handler.
 
+pub mod chance;
 pub mod clock;
 pub mod config;
 pub mod domain;

@@ -3,6 +3,7 @@
 use lambda_runtime::{Error, LambdaEvent, run, service_fn};
 use reporter::Reporter;
 use tokentill::{
+    chance,
     clock::SystemClock,
     config,
     domain::price_list::PriceList,
@@ -26,7 +27,7 @@ async fn main() -> Result<(), Error> {
         quarantine: store,
         clock: SystemClock,
         prices: PriceList::shipped()?,
-        identifiers: || format!("tokentill-{}", uuid::Uuid::new_v4().simple()),
+        identifiers: chance::identifier,
     };
     env.finish()?;
     run(service_fn(async |event: LambdaEvent<ScheduledEvent>| {

@@ -120,7 +120,7 @@ impl Aws {
         let body = json!({"QueueUrl": queue_url, "AttributeNames": names});
         let answer = self.json("sqs", "AmazonSQS.GetQueueAttributes", "1.0", &body).await?;
         let count = |name: &&str| answer.pointer(&format!("/Attributes/{name}"))?.as_str()?.parse::<u64>().ok();
-        Ok(names.iter().filter_map(|name| count(name)).sum())
+        Ok(names.iter().filter_map(count).sum())
     }
 
     /// Reads one item, its attributes as plain JSON.

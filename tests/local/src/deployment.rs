@@ -42,7 +42,29 @@ pub(crate) async fn build(tools: &Tools, folder: &Path) -> Result<PathBuf> {
         process::run("sam build", &mut command, &folder.join("sam-build.log")).await
     })
     .await?;
+    if !cfg!(target_os = "linux") {
+        step("building the functions for this system", put_native_binaries(&build_folder, folder)).await?;
+    }
     Ok(build_folder)
+}
+
+/// MiniStack runs the functions as processes of this machine, and Lambda's are Linux programs: elsewhere they are replaced.
+async fn put_native_binaries(build: &Path, folder: &Path) -> Result<()> {
+    let mut command = Command::new("cargo");
+    command.args(["build", "--release"]).current_dir(checkout());
+    for function in FUNCTIONS {
+        command.args(["--package", function]);
+    }
+    process::run("cargo build", &mut command, &folder.join("build.log")).await?;
+    for function in FUNCTIONS {
+        let mut letters = function.chars();
+        let initial = letters.next().map(|letter| letter.to_ascii_uppercase());
+        let resource: String = initial.into_iter().chain(letters).chain("Function".chars()).collect();
+        let binary = checkout().join("target/release").join(function);
+        std::fs::copy(&binary, build.join(resource).join("bootstrap"))
+            .with_context(|| format!("cannot copy {}", binary.display()))?;
+    }
+    Ok(())
 }
 
 /// Deploys what was built to the AWS at that URL.

@@ -57,9 +57,9 @@ impl Options {
 }
 
 impl Default for Options {
-    /// A stack of a test, on free ports, in a folder of its own below `target/local`.
+    /// A stack of a test, on free ports, in a folder of its own below `target/local/tests`.
     fn default() -> Self {
-        Self::in_folder(local_folder().join(format!("test-{}", std::process::id())))
+        Self::in_folder(local_folder().join("tests").join(random_text()))
     }
 }
 
@@ -115,7 +115,7 @@ impl Stack {
         let presence = Presence::claim(folder.clone())?;
 
         let tools = Tools::ready().await?;
-        let build = deployment::build(&tools, &local_folder()).await?;
+        let build = deployment::build(&tools, &folder).await?;
         let ministack = step("starting AWS (MiniStack)", MiniStack::start(&tools, &folder, options.aws_port)).await?;
         let aws = Aws::new(ministack.url())?;
 
@@ -220,7 +220,7 @@ impl Stack {
         run_scheduled(&self.aws, &self.function("sweeper")?).await
     }
 
-    /// Ends every process and removes `stack.json`.
+    /// Ends every process, and removes `stack.json` and all state; only the logs stay.
     ///
     /// # Errors
     /// A process does not end.
@@ -229,6 +229,9 @@ impl Stack {
         self.presence.withdraw();
         self.background.shutdown().await;
         self.ministack.end().await?;
+        for state in ["ministack", "build"] {
+            let _ = std::fs::remove_dir_all(self.presence.folder.join(state));
+        }
         if let Some(sandbox) = self.sandbox {
             sandbox.shutdown().await;
         }

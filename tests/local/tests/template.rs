@@ -1,5 +1,13 @@
 //! What `template.yaml` has to keep to, each rule as a test that says what to do when it is broken.
 
+#![expect(
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "a test says by failing what is wrong"
+)]
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
@@ -192,12 +200,10 @@ fn every_function_gets_exactly_the_environment_it_reads() {
         if source.contains(".parameter(") {
             read.insert("TOKENTILL_SECRETS_TTL_SECS".to_owned());
         }
-        for missing in read.iter().filter(|variable| !given.contains(variable.as_str())) {
-            panic!("{name} reads {missing}: add it to its Environment in template.yaml");
-        }
-        for unread in given.iter().filter(|variable| !read.contains(**variable)) {
-            panic!("{name} does not read {unread}: remove it from its Environment, and the grant that goes with it");
-        }
+        let missing: Vec<&String> = read.iter().filter(|variable| !given.contains(variable.as_str())).collect();
+        assert!(missing.is_empty(), "{name} reads {missing:?}: add them to its Environment in template.yaml");
+        let unread: Vec<&&str> = given.iter().filter(|variable| !read.contains(**variable)).collect();
+        assert!(unread.is_empty(), "{name} does not read {unread:?}: remove them from its Environment, and the grants with them");
     }
 }
 

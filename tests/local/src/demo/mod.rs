@@ -140,12 +140,10 @@ impl<'a> Demo<'a> {
     async fn failed_payment(&mut self) -> Result<()> {
         self.pay_with("pm_card_chargeCustomerFail").await?;
         let renewal = self.period_end().await?;
-        // Stripe finalises the renewal's invoice an hour later, and only then charges the card.
-        self.advance(renewal.checked_add(2.hours())?).await?;
+        // Stripe finalises the renewal's invoice an hour later, and only then charges the card: the moment of the failure.
+        let failed_at = renewal.checked_add(1.hour())?;
+        self.advance(failed_at).await?;
         self.look("after the failed payment", "grace on pro, allowed", SOON, Self::standing).await?;
-        let failed = self.stack.stripe().get("/v1/events", &[("type", "invoice.payment_failed")]).await?;
-        let first = data(&failed).filter_map(|event| event.get("created")?.as_i64()).min();
-        let failed_at = Timestamp::from_second(first.context("Stripe has no invoice.payment_failed")?)?;
         let deadline = failed_at.checked_add((7 * 24).hours())?.to_string();
         self.look("access until, 7 days after the failure", &deadline, SOON, Self::access_until).await?;
         self.look("notices to ada", "grace.started", SOON, Self::notices).await
@@ -220,11 +218,12 @@ impl<'a> Demo<'a> {
         let meters = stripe.get("/v1/billing/meters", &[("limit", "100")]).await?;
         let found = data(&meters).find(|one| text_of(one, "event_name") == Some(meter));
         let id = id_of(found.with_context(|| format!("Stripe has no meter {meter}"))?)?;
-        let (from, to) = (self.start.as_second().to_string(), self.start.checked_add(1.hour())?.as_second().to_string());
+        // What is counted in the first hour may carry a minute of the second.
+        let (from, to) = (self.start.as_second().to_string(), self.start.checked_add(2.hours())?.as_second().to_string());
         let query = [("customer", self.customer.as_str()), ("start_time", &from), ("end_time", &to)];
         let summaries = stripe.get(&format!("/v1/billing/meters/{id}/event_summaries"), &query).await?;
         let values = data(&summaries).filter_map(|summary| summary.get("aggregated_value")?.as_f64());
-        Ok(values.sum::<f64>().to_string())
+        Ok(values.fold(0.0, |sum, value| sum + value).to_string())
     }
 
     /// The kind of the newest notice to ada.
