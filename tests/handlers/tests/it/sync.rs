@@ -506,6 +506,17 @@ async fn an_unreadable_body_is_quarantined_and_the_others_commit() {
 }
 
 #[tokio::test]
+async fn unreadable_bodies_without_a_message_id_are_each_kept() {
+    let bench = bench().await;
+    let long = "not json ".repeat(1_000);
+    for id in [None, Some("")] {
+        let messages = ["not json", "neither this", long.as_str()].map(|body| (id, body.to_owned()));
+        assert_eq!(bench.deliver_messages(&messages, 1).await, Vec::<String>::new());
+        assert_eq!(bench.quarantined().await.len(), 3);
+    }
+}
+
+#[tokio::test]
 async fn a_transient_error_puts_its_hint_off_longer_each_time_and_only_that_hint_comes_again() {
     let bench = bench().await;
     bench.world.stripe.set(ada());

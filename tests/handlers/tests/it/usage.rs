@@ -17,9 +17,9 @@ use crate::samples::{BODY_MARK, USAGE, USAGE_BATCH, at, cancelled, commit, parse
 
 const NOON: &str = "2026-11-22T12:00:00Z";
 
-type Function = Usage<Faulty<Store>, Faulty<Store>, Faulty<Store>, TestClock>;
+pub(crate) type Function = Usage<Faulty<Store>, Faulty<Store>, Faulty<Store>, TestClock>;
 
-fn function(world: &World) -> Function {
+pub(crate) fn function(world: &World) -> Function {
     Usage {
         accounts: world.store_of("usage"),
         ledger: world.store_of("usage"),
@@ -44,18 +44,24 @@ async fn bench() -> Bench {
 }
 
 /// One call: 812 tokens in, 240 out, at noon.
-fn call(user_id: &str, request_id: &str) -> Value {
+pub(crate) fn call(user_id: &str, request_id: &str) -> Value {
     json!({"request_id": request_id, "user_id": user_id, "endpoint": "/v1/summarise", "tokens_in": 812, "tokens_out": 240,
            "success": true, "timestamp": NOON})
 }
 
-fn with(mut event: Value, field: &str, value: impl Into<Value>) -> Value {
+pub(crate) fn with(mut event: Value, field: &str, value: impl Into<Value>) -> Value {
     event[field] = value.into();
     event
 }
 
-fn several(events: &[Value]) -> Value {
+pub(crate) fn several(events: &[Value]) -> Value {
     json!({ "events": events })
+}
+
+/// Counts events, each invocation by another name.
+pub(crate) async fn count(world: &World, invocation: &str, events: &[Value]) {
+    let again = handle(&function(world), messages(world, &[("m", several(events))]), invocation).await;
+    assert_eq!(again, Vec::<String>::new());
 }
 
 fn messages(world: &World, bodies: &[(&str, Value)]) -> SqsEvent {
@@ -434,6 +440,33 @@ async fn conflicts_and_throttling_are_retried_on_another_shard_and_the_totals_ar
     assert!(tallies.iter().all(|tally| tally.get("billing").is_some() && tally.get("touched_key").is_some()));
     // A shard drawn by chance may be the first again, but hardly four times.
     assert!(tallies.len() > 1, "{tallies:#?}");
+}
+
+#[tokio::test]
+async fn a_cancelled_transaction_that_does_not_show_the_row_that_stands_is_tried_again() {
+    let bench = bench().await;
+    bench.world.wire.at("TransactWriteItems", 1, handlers::cancelled(&["ConditionalCheckFailed", "None"]));
+    assert_eq!(bench.deliver("inv", &[("m1", call("ada", "req_1"))]).await, NOTHING);
+    assert_eq!((bench.totals("ada").await[0], bench.rows("ada", "req_1").await), (1, vec![(Verdict::Counted, 1)]));
+}
+
+#[tokio::test]
+async fn a_transaction_that_dynamodb_refuses_for_good_hands_its_messages_back() {
+    let bench = bench().await;
+    for nth in 1..=6 {
+        bench.world.wire.at("TransactWriteItems", nth, handlers::cancelled(&["ValidationError", "None"]));
+    }
+    assert_eq!(bench.deliver("inv", &[("m1", call("ada", "req_1"))]).await, ["m1"]);
+    assert_eq!(bench.totals("ada").await[0], 0);
+}
+
+#[tokio::test]
+async fn what_comes_after_the_deadline_is_handed_back_unwritten() {
+    let bench = bench().await;
+    let event = messages(&bench.world, &[("m1", call("ada", "req_1")), ("m2", call("grace", "req_1"))]);
+    let answer = bench.usage.handle(event, "inv", bench.world.clock.now_ms()).await.unwrap();
+    assert_eq!(answer.batch_item_failures.len(), 2);
+    assert_eq!(bench.world.wire.calls("TransactWriteItems"), 1, "ada's account, and nothing else");
 }
 
 #[tokio::test]
