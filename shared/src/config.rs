@@ -4,7 +4,13 @@ use std::str::FromStr;
 
 use aws_config::{BehaviorVersion, SdkConfig, retry::RetryConfig, timeout::TimeoutConfig};
 
-use crate::{clock::SystemClock, dynamodb::Tables, ssm::Parameter};
+use crate::{
+    clock::SystemClock,
+    dynamodb::Tables,
+    ports::Clock,
+    ssm::Parameter,
+    stripe::{KeySource, SecretKey},
+};
 
 /// What is wrong with the environment: every problem at once.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -37,6 +43,43 @@ impl FromStr for StripeMode {
             "live" => Ok(Self::Live),
             _ => Err("must be test or live".to_owned()),
         }
+    }
+}
+
+/// Keys of one of Stripe's modes only: with a key of the other one every customer would be unknown, and usage be billed to
+/// nobody.
+#[derive(Debug)]
+pub struct ModeKey<S> {
+    secrets: S,
+    mode: StripeMode,
+}
+
+impl<S> ModeKey<S> {
+    /// The keys of this source that are of this mode.
+    pub fn new(secrets: S, mode: StripeMode) -> Self {
+        Self { secrets, mode }
+    }
+}
+
+impl<C: Clock + Send + Sync> KeySource for ModeKey<Parameter<C>> {
+    async fn key(&self) -> Result<SecretKey, String> {
+        let secret = self.secrets.get().await.map_err(|error| error.to_string())?;
+        check_mode(secret.expose(), self.mode)?;
+        SecretKey::new(secret.expose()).map_err(|error| error.to_string())
+    }
+}
+
+/// Stripe's keys say their mode: `sk_test_…` and `rk_test_…`, `sk_live_…` and `rk_live_…`. Others are not judged.
+fn check_mode(key: &str, mode: StripeMode) -> Result<(), String> {
+    let is_of = |name: &str| ["sk", "rk"].iter().any(|kind| key.starts_with(&format!("{kind}_{name}_")));
+    match mode {
+        StripeMode::Live if is_of("test") => {
+            Err("the Stripe key is a test key and StripeMode is live: store a live key".to_owned())
+        }
+        StripeMode::Test if is_of("live") => {
+            Err("the Stripe key is a live key and StripeMode is test: store a test key".to_owned())
+        }
+        _ => Ok(()),
     }
 }
 
@@ -139,6 +182,12 @@ impl<F: Fn(&str) -> Option<String>> Environment<F> {
         Parameter::new(aws_sdk_ssm::Client::new(config), SystemClock, parameter, ttl_secs)
     }
 
+    /// The Stripe key's parameter. A key of the other mode than the deployment's is refused.
+    pub fn stripe_key(&mut self, config: &SdkConfig) -> ModeKey<Parameter<SystemClock>> {
+        let keys = self.parameter("TOKENTILL_STRIPE_KEY_PARAMETER", config);
+        ModeKey::new(keys, self.stripe_mode())
+    }
+
     /// All is well, or everything that is not.
     ///
     /// # Errors
@@ -152,13 +201,14 @@ impl<F: Fn(&str) -> Option<String>> Environment<F> {
 pub async fn aws() -> SdkConfig {
     use std::time::Duration;
     let timeouts = TimeoutConfig::builder()
-        .connect_timeout(Duration::from_secs(2))
-        .operation_attempt_timeout(Duration::from_secs(5))
-        .operation_timeout(Duration::from_secs(12))
+        .connect_timeout(Duration::from_secs(1))
+        .operation_attempt_timeout(Duration::from_secs(3))
+        // Below the shortest timeout of a function, which is 10 s: it must live to answer.
+        .operation_timeout(Duration::from_secs(6))
         .build();
     aws_config::defaults(BehaviorVersion::latest())
         .timeout_config(timeouts)
-        .retry_config(RetryConfig::standard().with_max_attempts(4))
+        .retry_config(RetryConfig::standard().with_max_attempts(3))
         .load()
         .await
 }
@@ -166,6 +216,21 @@ pub async fn aws() -> SdkConfig {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_key_of_the_other_mode_is_refused() {
+        for (key, mode, ok) in [
+            ("sk_test_1", StripeMode::Test, true),
+            ("rk_live_1", StripeMode::Live, true),
+            ("rk_test_1", StripeMode::Live, false),
+            ("sk_live_1", StripeMode::Test, false),
+            ("other", StripeMode::Live, true),
+        ] {
+            let checked = check_mode(key, mode);
+            assert_eq!(checked.is_ok(), ok, "{key} {mode:?}");
+            assert!(checked.err().is_none_or(|error| !error.contains(key)));
+        }
+    }
 
     #[test]
     fn every_problem_is_named_at_once() {

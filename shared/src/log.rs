@@ -19,6 +19,14 @@ pub fn start() {
     let _ = subscriber.try_init();
 }
 
+/// A user's name as it may stand in a log: the same for the same user, and telling nothing of it. User ids are any string, an
+/// e-mail address among them.
+#[must_use]
+pub fn pseudonym(user_id: &str) -> String {
+    use sha2::{Digest, Sha256};
+    hex::encode(Sha256::digest(user_id.as_bytes()).get(..8).unwrap_or_default())
+}
+
 /// One line under construction.
 #[derive(Debug, Clone)]
 pub struct Line {

@@ -1,6 +1,6 @@
 //! The records of an SQS batch, each with an outcome of its own.
 
-use std::{future::Future, panic::AssertUnwindSafe};
+use std::{future::Future, panic::AssertUnwindSafe, time::Duration};
 
 use aws_lambda_events::sqs::{BatchItemFailure, SqsBatchResponse, SqsMessage};
 use futures_util::FutureExt;
@@ -46,6 +46,12 @@ pub fn answer<'a>(again: impl IntoIterator<Item = &'a SqsMessage>) -> Result<Sqs
 pub fn stop_at_ms(now_ms: i64, deadline_ms: u64) -> i64 {
     let left_ms = i64::try_from(deadline_ms).unwrap_or(i64::MAX).saturating_sub(now_ms);
     now_ms.saturating_add(left_ms.saturating_div(5).saturating_mul(4))
+}
+
+/// How long is left until work has to stop, at most a quarter of an hour.
+#[must_use]
+pub fn time_left(now_ms: i64, stop_at_ms: i64) -> Duration {
+    Duration::from_millis(u64::try_from(stop_at_ms.saturating_sub(now_ms)).unwrap_or(0).min(900_000))
 }
 
 /// A record's attribute that holds a number: `SentTimestamp`, `ApproximateReceiveCount`.

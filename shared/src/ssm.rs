@@ -4,10 +4,7 @@
 use aws_sdk_ssm::{Client, error::ProvideErrorMetadata};
 use tokio::sync::Mutex;
 
-use crate::{
-    ports::{Clock, Secret, SecretUnavailable, Secrets},
-    stripe::{KeySource, SecretKey},
-};
+use crate::ports::{Clock, Secret, SecretUnavailable, Secrets};
 
 /// While SSM cannot be reached, a secret is used for at most this long after it was last read.
 const STALE_AFTER_MS: i64 = 3_600_000;
@@ -36,7 +33,7 @@ impl<C: Clock> Parameter<C> {
         Self { client, clock, name, ttl_ms: i64::from(ttl_secs).saturating_mul(1000), cached: Mutex::new(None) }
     }
 
-    async fn get(&self) -> Result<Secret, SecretUnavailable> {
+    pub(crate) async fn get(&self) -> Result<Secret, SecretUnavailable> {
         // Held across the read, so that concurrent callers wait for one read instead of making many.
         let mut cached = self.cached.lock().await;
         let now_ms = self.clock.now_ms();
@@ -73,12 +70,5 @@ impl<C: Clock> Secrets for Parameter<C> {
     /// At most the cache's bound old; while SSM is not reachable, at most an hour old.
     async fn secret(&self) -> Result<Secret, SecretUnavailable> {
         self.get().await
-    }
-}
-
-impl<C: Clock + Send + Sync> KeySource for Parameter<C> {
-    async fn key(&self) -> Result<SecretKey, String> {
-        let secret = self.get().await.map_err(|error| error.to_string())?;
-        SecretKey::new(secret.expose()).map_err(|error| error.to_string())
     }
 }

@@ -63,6 +63,8 @@ impl<B: Books, M: MeterSink, Q: Quarantine, C: Clock, I: Fn() -> String> Reporte
     /// # Errors
     /// [`Unavailable`] if it cannot even be found what there is to report.
     pub async fn run(&self, now: EpochSecs) -> Result<Run, Unavailable> {
+        // Nobody's future: a moment ahead of the clock would move the checkpoint past what is still to be counted.
+        let now = now.min(self.clock.now());
         let settled_through = self.books.settled_through().await?;
         let since = settled_through.unwrap_or_else(|| now.plus_secs(-FIRST_LOOK_BACK_SECS));
         let touched = self.books.touched(since, now).await?;
@@ -86,7 +88,8 @@ impl<B: Books, M: MeterSink, Q: Quarantine, C: Clock, I: Fn() -> String> Reporte
         let mut line = Line::new("reporter", "run finished")
             .field("tallies", run.tallies)
             .count("ReportsDelivered", run.delivered)
-            .count("ReportsRefused", run.refused)
+            .field("refused", run.refused)
+            .count("NeedsAttention", run.refused)
             .count("ReportsPending", run.pending.saturating_add(run.overdue))
             .field("overdue", run.overdue);
         if !run.errors.is_empty() {
@@ -125,7 +128,7 @@ impl<B: Books, M: MeterSink, Q: Quarantine, C: Clock, I: Fn() -> String> Reporte
         if !self.send(&tally, &mut book, run).await? {
             return Ok(false);
         }
-        if report::intend(&tally, &mut book, self.clock.now(), &self.identifiers) {
+        if report::intend(&tally, &mut book, &self.prices, self.clock.now(), &self.identifiers) {
             if self.books.save(user_id, key, &mut book).await? == Commit::LostRace {
                 return Ok(false);
             }
@@ -133,7 +136,12 @@ impl<B: Books, M: MeterSink, Q: Quarantine, C: Clock, I: Fn() -> String> Reporte
                 return Ok(false);
             }
         }
-        Ok(report::is_settled(&tally, &book))
+        let settled = report::is_settled(&tally, &book);
+        if !settled && book.meters.values().all(|entry| entry.intent.is_none()) {
+            // Nothing is under way and something is left: a segment of seconds, or a meter that left the price list.
+            run.pending = run.pending.saturating_add(1);
+        }
+        Ok(settled)
     }
 
     /// Sends what is under way and saves what became of it. `false` if another reporter was at the book.
@@ -142,7 +150,7 @@ impl<B: Books, M: MeterSink, Q: Quarantine, C: Clock, I: Fn() -> String> Reporte
         let overdue = u64::try_from(report::overdue_intents(book, now).len()).unwrap_or(u64::MAX);
         run.overdue = run.overdue.saturating_add(overdue);
         let mut fates: Vec<(MeterId, Fate)> = Vec::new();
-        for (meter, report) in report::to_send(tally, book, &self.prices, now) {
+        for (meter, report) in report::to_send(book, now) {
             let fate = match self.meters.send(&report).await {
                 Ok(_) => Fate::Delivered,
                 Err(StripeError::Refused { code, message, request_id, .. }) => {

@@ -19,7 +19,7 @@ async fn main() -> Result<(), Error> {
     let aws = config::aws().await;
     let mut env = config::Environment::of_process();
     let store = Store::new(aws_sdk_dynamodb::Client::new(&aws), env.tables(&["tallies", "books", "quarantine", "control"]));
-    let key = env.parameter("TOKENTILL_STRIPE_KEY_PARAMETER", &aws);
+    let key = env.stripe_key(&aws);
     let stripe = StripeClient::new(env.optional("TOKENTILL_STRIPE_URL").as_deref(), key)?;
     let reporter = Reporter {
         books: store.clone(),

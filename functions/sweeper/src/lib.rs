@@ -60,7 +60,8 @@ impl<A: Accounts + DueAccounts, C: Clock> Sweeper<A, C> {
             .field("lost_races", run.lost_races)
             .maybe("error", first_error)
             .count("SweeperRuns", 1)
-            .count("SweeperFailed", run.failed)
+            .field("failed", run.failed)
+            .count("NeedsAttention", run.failed)
             .write(&self.clock);
         Ok(run)
     }

@@ -9,14 +9,14 @@ use tokentill::{
     domain::{
         account::Account,
         counting::QuarantineReason,
-        facts::CustomerFacts,
         hint::{HINT_VERSION, Hint},
         id::{CustomerId, EventId, UserId, composite_key},
-        notice,
+        notice::{self, Notice},
         price_list::PriceList,
         sync::{self, Alarm, Decision},
+        time::EpochSecs,
     },
-    log::Line,
+    log::{self, Line},
     ports::{
         AccountChange, Accounts, Clock, Commit, CustomerRecord, CustomerStanding, Hints, Postpone, Quarantine, Quarantined,
         StripeError, StripeState, Unavailable,
@@ -94,6 +94,9 @@ pub enum Again {
     /// Others committed first, too often in a row.
     #[error("others kept committing this account first")]
     Races,
+    /// The function's time was over before it was done.
+    #[error("the function's time was over")]
+    TimeOver,
     /// A newer function has to read it.
     #[error("the hint is of version {0}, newer than this function; it waits for the deployment to finish")]
     NewerVersion(u32),
@@ -119,7 +122,10 @@ where
                 not_reached.push(record);
                 continue;
             }
-            let line = match records::isolated(self.record(record)).await {
+            // One slow fetch must not take the whole batch down with the function's time.
+            let left = records::time_left(self.clock.now_ms(), stop_at_ms);
+            let work = tokio::time::timeout(left, Box::pin(self.record(record)));
+            let line = match records::isolated(async { work.await.unwrap_or(Err(Again::TimeOver)) }).await {
                 Ok(Ok(outcome)) => outcome_line(&outcome),
                 Ok(Err(error)) => {
                     again.push(record);
@@ -135,6 +141,9 @@ where
         for record in &again {
             self.back_off(record).await;
         }
+        for record in &not_reached {
+            self.postpone(record, 0).await;
+        }
         if !not_reached.is_empty() {
             Line::new("sync", "time is nearly over").field("not_reached", not_reached.len()).write(&self.clock);
         }
@@ -143,9 +152,13 @@ where
 
     /// Puts a failed hint off, longer each time; if that fails, the queue's own visibility timeout does it.
     async fn back_off(&self, record: &SqsMessage) {
-        let Some(receipt_handle) = &record.receipt_handle else { return };
         let received = records::number_attribute(record, "ApproximateReceiveCount").unwrap_or(1).clamp(1, 10);
         let secs = 2_u32.saturating_pow(u32::try_from(received).unwrap_or(1)).min(MAX_BACKOFF_SECS);
+        self.postpone(record, secs).await;
+    }
+
+    async fn postpone(&self, record: &SqsMessage, secs: u32) {
+        let Some(receipt_handle) = &record.receipt_handle else { return };
         if let Err(error) = self.queue.postpone(receipt_handle, secs).await {
             Line::new("sync", "backing off failed").field("error", error.to_string()).write(&self.clock);
         }
@@ -192,13 +205,15 @@ where
                 Err(error) => return Err(error.into()),
             },
         };
-        self.customer(hint, &customer, sent_at_ms).await
+        Box::pin(self.customer(hint, &customer, sent_at_ms)).await
     }
 
     async fn customer(&self, hint: &Hint, customer: &CustomerId, sent_at_ms: i64) -> Result<Outcome, Again> {
         let failure = hint.payment_failure();
         let known = self.accounts.customer(customer).await?;
-        let mut user = known.filter(|record| record.standing == CustomerStanding::Joined).and_then(|record| record.user_id);
+        let known = known.filter(|record| record.standing == CustomerStanding::Joined).and_then(|record| record.user_id);
+        let mut user = known.clone();
+        let mut holder_is_fresh = false;
         for _ in 0..MAX_RACES {
             let before = match &user {
                 Some(user) => self.accounts.account(user).await?,
@@ -218,9 +233,8 @@ where
                 }
                 Err(error) => return Err(error.into()),
             };
-            // A deleted customer tells no user any more; it stays with the one it had.
-            let joined = sync::joined_user(&facts).or(user.as_ref().filter(|_| facts.deleted)).cloned();
-            let Some(joined) = joined else {
+            // A customer that names nobody any more, deleted ones among them, stays with the user it had.
+            let Some(joined) = sync::joined_user(&facts).or(known.as_ref()).cloned() else {
                 self.record_customer(hint, customer, CustomerStanding::NoUser, None).await?;
                 return Ok(Outcome::NoUser);
             };
@@ -229,44 +243,75 @@ where
                 user = Some(joined);
                 continue;
             }
-            if let Some(outcome) = self.decide(hint, before.as_ref(), &joined, &facts, fetch_began_ms).await? {
-                return Ok(outcome);
+            if let Some(former) = known.as_ref().filter(|former| **former != joined)
+                && self.release(hint, former, customer).await? == Commit::LostRace
+            {
+                continue;
+            }
+            match sync::decide(&self.prices, before.as_ref(), &joined, &facts, failure.as_ref(), fetch_began_ms) {
+                Decision::SecondClaimant { held_by, .. } if !holder_is_fresh => {
+                    // What is stored of the holder may be behind: its end may be on the way, in another group of the queue.
+                    let name = composite_key(&[hint.event_id.as_str(), held_by.as_str()]);
+                    let Ok(event_id) = EventId::new(name) else { return Ok(Outcome::Unreadable) };
+                    let revisit = Hint::revisit(event_id, held_by.clone(), hint.created, hint.livemode);
+                    Box::pin(self.customer(&revisit, &held_by, sent_at_ms)).await?;
+                    holder_is_fresh = true;
+                }
+                Decision::SecondClaimant { held_by, account } => {
+                    // The claim is remembered with the account, so that it is looked at again when the holder ends.
+                    if let Some(account) = account
+                        && self.commit(&account, &[], None).await? == Commit::LostRace
+                    {
+                        continue;
+                    }
+                    self.quarantine_claim(hint, &joined, customer, &held_by).await?;
+                    self.record_customer(hint, customer, CustomerStanding::SecondClaimant, Some(&joined)).await?;
+                    return Ok(Outcome::SecondClaimant { user_id: joined });
+                }
+                Decision::Commit { account, notices, alarms, revisit } => {
+                    self.queue_revisits(hint, &revisit).await?;
+                    if self.commit(&account, &notices, Some(&hint.event_id)).await? == Commit::Done {
+                        return Ok(Outcome::Committed { user_id: joined, notices: notices.len(), alarms });
+                    }
+                }
             }
         }
         Err(Again::Races)
     }
 
-    /// Decides and commits. `None` if the race was lost.
-    async fn decide(
+    async fn commit(&self, account: &Account, notices: &[Notice], processed: Option<&EventId>) -> Result<Commit, Unavailable> {
+        let at_ms = self.clock.now_ms();
+        let next_due = notice::next_due(account, &self.prices, EpochSecs::from_ms(at_ms));
+        self.accounts.commit(&AccountChange { account, next_due, notices, processed, at_ms }).await
+    }
+
+    /// Takes the customer from the user it named before.
+    async fn release(&self, hint: &Hint, former: &UserId, customer: &CustomerId) -> Result<Commit, Unavailable> {
+        let Some(account) = self.accounts.account(former).await?.filter(|account| account.customer_id == *customer) else {
+            return Ok(Commit::Done);
+        };
+        if account.subscription.is_none() {
+            return Ok(Commit::Done);
+        }
+        let (released, notices, revisit) = sync::release(&self.prices, &account, self.clock.now_ms());
+        self.queue_revisits(hint, &revisit).await?;
+        self.commit(&released, &notices, None).await
+    }
+
+    /// Queues customers to be looked at afresh, each in its own group. Sent before the commit that makes it worth while: a hint
+    /// too many does no harm, one too few would.
+    async fn queue_revisits<'a>(
         &self,
         hint: &Hint,
-        before: Option<&Account>,
-        user_id: &UserId,
-        facts: &CustomerFacts,
-        fetch_began_ms: i64,
-    ) -> Result<Option<Outcome>, Again> {
-        let failure = hint.payment_failure();
-        match sync::decide(&self.prices, before, user_id, facts, failure.as_ref(), fetch_began_ms) {
-            Decision::SecondClaimant { held_by } => {
-                self.quarantine_claim(hint, user_id, &facts.customer, &held_by).await?;
-                self.record_customer(hint, &facts.customer, CustomerStanding::SecondClaimant, Some(user_id)).await?;
-                Ok(Some(Outcome::SecondClaimant { user_id: user_id.clone() }))
-            }
-            Decision::Commit { account, notices, alarms } => {
-                let now = self.clock.now();
-                let change = AccountChange {
-                    account: &account,
-                    next_due: notice::next_due(&account, &self.prices, now),
-                    notices: &notices,
-                    processed: Some(&hint.event_id),
-                    at_ms: self.clock.now_ms(),
-                };
-                Ok(match self.accounts.commit(&change).await? {
-                    Commit::LostRace => None,
-                    Commit::Done => Some(Outcome::Committed { user_id: user_id.clone(), notices: notices.len(), alarms }),
-                })
-            }
+        customers: impl IntoIterator<Item = &'a CustomerId>,
+    ) -> Result<(), Unavailable> {
+        for customer in customers {
+            let name = composite_key(&[hint.event_id.as_str(), customer.as_str()]);
+            let Ok(event_id) = EventId::new(name) else { continue };
+            let revisit = Hint::revisit(event_id, customer.clone(), hint.created, hint.livemode);
+            self.queue.send(&revisit, revisit.event_id.as_str()).await?;
         }
+        Ok(())
     }
 
     async fn fan_out(&self, hint: &Hint) -> Result<Outcome, Again> {
@@ -278,12 +323,7 @@ where
             Err(StripeError::NotFound { .. }) => return Ok(Outcome::NotFound),
             Err(error) => return Err(error.into()),
         };
-        for customer in &customers {
-            let name = composite_key(&[hint.event_id.as_str(), customer.as_str()]);
-            let Ok(event_id) = EventId::new(name) else { continue };
-            let revisit = Hint::revisit(event_id, customer.clone(), hint.created, hint.livemode);
-            self.queue.send(&revisit, revisit.event_id.as_str()).await?;
-        }
+        self.queue_revisits(hint, &customers).await?;
         Ok(Outcome::FannedOut { customers: customers.len() })
     }
 
@@ -359,21 +399,21 @@ fn outcome_line(outcome: &Outcome) -> Line {
     let line = |message| Line::new("sync", message);
     match outcome {
         Outcome::Committed { user_id, notices, alarms } => {
-            let line = line("account committed").field("user_id", user_id.as_str()).field("notices", *notices);
+            let line = line("account committed").field("user", log::pseudonym(user_id.as_str())).field("notices", *notices);
             let texts: Vec<String> = alarms.iter().map(|alarm| format!("{alarm:?}")).collect();
             let alarmed = u64::try_from(alarms.len()).unwrap_or(u64::MAX);
-            if alarms.is_empty() { line } else { line.field("alarms", texts).count("SyncAlarms", alarmed) }
+            if alarms.is_empty() { line } else { line.field("alarms", texts).count("NeedsAttention", alarmed) }
         }
         Outcome::Skipped => line("hint skipped"),
-        Outcome::NotFound => line("no such object at Stripe").count("SyncUnmatched", 1),
+        Outcome::NotFound => line("no such object at Stripe"),
         Outcome::NoUser => {
-            line("customer without a user: set metadata.user_id on it or on its subscription").count("SyncUnmatched", 1)
+            line("customer without a user: set metadata.user_id on it or on its subscription").count("CustomersWithoutUser", 1)
         }
         Outcome::SecondClaimant { user_id } => {
-            line("second customer claims a user").field("user_id", user_id.as_str()).count("SyncAlarms", 1)
+            line("second customer claims a user").field("user", log::pseudonym(user_id.as_str())).count("NeedsAttention", 1)
         }
         Outcome::FannedOut { customers } => line("test clock's customers queued").field("customers", *customers),
         Outcome::NoCustomer => line("hint concerns no customer"),
-        Outcome::Unreadable => line("hint unreadable").count("SyncAlarms", 1),
+        Outcome::Unreadable => line("hint unreadable").count("NeedsAttention", 1),
     }
 }

@@ -22,7 +22,7 @@ async fn main() -> Result<(), Error> {
     let mut env = config::Environment::of_process();
     let tables = env.tables(&["accounts", "customers", "processed", "outbox", "quarantine"]);
     let store = Store::new(aws_sdk_dynamodb::Client::new(&aws), tables);
-    let key = env.parameter("TOKENTILL_STRIPE_KEY_PARAMETER", &aws);
+    let key = env.stripe_key(&aws);
     let stripe = StripeClient::new(env.optional("TOKENTILL_STRIPE_URL").as_deref(), key)?;
     let queue = HintQueue::new(aws_sdk_sqs::Client::new(&aws), env.required("TOKENTILL_ACCOUNT_CHANGES_QUEUE_URL"));
     let sync = Sync {

@@ -141,7 +141,8 @@ impl<A: Accounts, L: Ledger, Q: Quarantine, C: Clock> Usage<A, L, Q, C> {
             .field("again", again.len())
             .field("duplicates", tallied.duplicates)
             .count("UsageWritten", tallied.written)
-            .count("UsageQuarantined", tallied.quarantined);
+            .field("quarantined", tallied.quarantined)
+            .count("NeedsAttention", tallied.quarantined);
         if !errors.is_empty() {
             line = line.field("errors", errors.into_iter().collect::<Vec<_>>());
         }

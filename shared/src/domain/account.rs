@@ -1,6 +1,6 @@
 //! The account: what we keep of a user, its customer, subscription, plan and grace.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
@@ -39,6 +39,9 @@ pub struct Account {
     /// What notices have told of this account.
     #[serde(default)]
     pub announced: Announced,
+    /// Other customers that claimed the user while it was bound to this one. They are looked at again once it no longer is.
+    #[serde(default)]
+    pub refused_claimants: BTreeSet<CustomerId>,
 }
 
 /// The subscription that counts.
@@ -157,6 +160,7 @@ pub(crate) mod tests {
             clock_offset_secs: 0,
             fetched_at_ms: start.as_secs() * 1000,
             announced: Announced { state: Some(State::Active), plan, reminders: 0, ending_at: None },
+            refused_claimants: BTreeSet::new(),
         }
     }
 

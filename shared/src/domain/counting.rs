@@ -8,6 +8,7 @@ use super::{
     account::Account,
     id::{CustomerId, MeterId, PlanId, SubscriptionId, UserId, composite_key, shard_of},
     price_list::PriceList,
+    report,
     segment::{Place, place},
     time::{DAY_SECS, EpochSecs, UtcDay},
     usage::{Quantities, UsageEvent},
@@ -177,7 +178,11 @@ pub fn judge(
     }
     let place = place(account, prices, at);
     let (verdict, counted) = if event.success { counted(event, prices, &place) } else { (Verdict::NotBillable, BTreeMap::new()) };
-    let tally_key = place.segment_key().filter(|_| verdict == Verdict::Counted).map(|segment| tally_key(at.day(), &segment));
+    let day = match &place {
+        Place::Billed(span) => report::reporting_day(at.day(), span.start, span.end),
+        _ => at.day(),
+    };
+    let tally_key = place.segment_key().filter(|_| verdict == Verdict::Counted).map(|segment| tally_key(day, &segment));
     let billing = match place {
         Place::Billed(span) if verdict == Verdict::Counted => Some(Billing {
             customer_id: span.customer,
@@ -298,7 +303,8 @@ pub struct Batch {
 
 /// The most operations in one DynamoDB transaction.
 const MAX_OPERATIONS: usize = 100;
-/// The most rows of a batch; at most 20 KB each, so a batch stays below the 4 MB of a transaction.
+/// The most rows of a batch. The limits of an event's fields keep a row below 32 KB, so a batch stays below 3.2 MB; a
+/// transaction takes 4 MB.
 const MAX_ROWS: usize = 98;
 
 impl Batch {
@@ -385,7 +391,7 @@ mod tests {
         let account = subscribed("2026-11-10T00:00:00Z");
         assert_eq!(
             shown(&judged(&event(&[]), Some(&account))),
-            r#"Counted {"requests": 1, "tokens_in": 812} 2026-11-22/6:billed/5:sub_1/10:1794268800 cus_1"#
+            r#"Counted {"requests": 1, "tokens_in": 812} 2026-11-22/6:billed/5:sub_1/10:1794268800/16:7fb1b4d849779f3c cus_1"#
         );
         assert_eq!(shown(&judged(&event(&[("success", false.into())]), Some(&account))), "NotBillable {} - -");
         assert_eq!(

@@ -80,9 +80,13 @@ pub struct MeterBook {
     pub confirmed_in_last_minute: u64,
 }
 
-/// A report under way. Immutable once it is written, but for `first_attempt_at`'s meaning: it is written with it.
+/// A report under way, with everything that is sent. Immutable once it is written.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Intent {
+    /// The customer that pays.
+    pub customer: CustomerId,
+    /// The meter's name at Stripe.
+    pub event_name: String,
     /// The identifier of the meter event.
     pub identifier: String,
     /// How much.
@@ -110,12 +114,20 @@ pub enum Fate {
 ///
 /// `now` is the real moment; a test clock's offset is the one at which the tally was last counted. Returns whether the book
 /// changed.
-pub fn intend(tally: &Tally, book: &mut Book, now: EpochSecs, mut identifier: impl FnMut() -> String) -> bool {
+pub fn intend(
+    tally: &Tally,
+    book: &mut Book,
+    prices: &PriceList,
+    now: EpochSecs,
+    mut identifier: impl FnMut() -> String,
+) -> bool {
     let Some(billing) = &tally.billing else { return false };
     let local_now = now.plus_secs(billing.clock_offset_secs);
     let Some(minute) = reporting_minute(tally.day, billing, local_now) else { return false };
     let mut changed = false;
     for meter in &billing.billed {
+        // A meter that is no longer in the price list stays unsettled, and is seen as such, until it is there again.
+        let Some(event_name) = prices.meter(meter).map(|meter| meter.event_name.clone()) else { continue };
         let counted = tally.counted.get(meter).copied().unwrap_or(0);
         let entry = book.meters.get(meter).cloned().unwrap_or_default();
         if entry.intent.is_some() {
@@ -127,7 +139,15 @@ pub fn intend(tally: &Tally, book: &mut Book, now: EpochSecs, mut identifier: im
             continue;
         }
         let confirmed_before = if entry.last_minute == Some(minute) { entry.confirmed_in_last_minute } else { 0 };
-        let intent = Intent { identifier: identifier(), quantity, minute, confirmed_before, first_attempt_at: now };
+        let intent = Intent {
+            customer: billing.customer_id.clone(),
+            event_name,
+            identifier: identifier(),
+            quantity,
+            minute,
+            confirmed_before,
+            first_attempt_at: now,
+        };
         book.meters.insert(meter.clone(), MeterBook { intent: Some(intent), ..entry });
         changed = true;
     }
@@ -138,15 +158,14 @@ pub fn intend(tally: &Tally, book: &mut Book, now: EpochSecs, mut identifier: im
 ///
 /// Those whose first attempt was too long ago are left out; they are counted by [`overdue_intents`].
 #[must_use]
-pub fn to_send(tally: &Tally, book: &Book, prices: &PriceList, now: EpochSecs) -> Vec<(MeterId, MeterReport)> {
-    let Some(billing) = &tally.billing else { return Vec::new() };
+pub fn to_send(book: &Book, now: EpochSecs) -> Vec<(MeterId, MeterReport)> {
     book.meters
         .iter()
         .filter_map(|(meter, entry)| {
             let intent = entry.intent.as_ref().filter(|intent| !is_overdue(intent, now))?;
             let report = MeterReport {
-                customer: billing.customer_id.clone(),
-                event_name: prices.meter(meter)?.event_name.clone(),
+                customer: intent.customer.clone(),
+                event_name: intent.event_name.clone(),
                 identifier: intent.identifier.clone(),
                 quantity: intent.quantity,
                 minute: intent.minute,
@@ -201,6 +220,19 @@ pub fn is_settled(tally: &Tally, book: &Book) -> bool {
     })
 }
 
+/// The day whose tally counts usage of that day within a segment: the day itself, unless what the segment has of it holds no
+/// whole minute (it begins in the day's last minute) and so could never be reported; then the day after.
+#[must_use]
+pub fn reporting_day(day: UtcDay, segment_start: EpochSecs, segment_end: EpochSecs) -> UtcDay {
+    let first = segment_start.max(day.start());
+    let has_minute = first_whole_minute(first) < segment_end.min(day.end());
+    if has_minute || segment_end <= day.end() { day } else { day.next() }
+}
+
+fn first_whole_minute(from: EpochSecs) -> EpochSecs {
+    from.plus_secs(MINUTE_SECS.saturating_sub(1)).minute()
+}
+
 /// The minute a report of this tally carries: whole, inside the segment, on the tally's own day, and the latest that has
 /// begun. So no two tallies of a customer ever share a minute, and a minute's summary speaks of one book alone.
 ///
@@ -213,7 +245,7 @@ fn reporting_minute(day: UtcDay, billing: &Billing, local_now: EpochSecs) -> Opt
     if latest >= first {
         return Some(latest);
     }
-    let first_whole = first.plus_secs(MINUTE_SECS.saturating_sub(1)).minute();
+    let first_whole = first_whole_minute(first);
     (first_whole <= last && first_whole.secs_since(local_now) <= MINUTE_SECS).then_some(first_whole)
 }
 
@@ -270,26 +302,38 @@ mod tests {
     }
 
     #[test]
+    fn usage_of_a_days_last_minute_is_reported_with_the_next_day() {
+        let day =
+            |segment: (&str, &str)| reporting_day(UtcDay::parse("2026-11-10").unwrap(), at(segment.0), at(segment.1)).to_string();
+        assert_eq!(day(SEGMENT), "2026-11-10");
+        assert_eq!(day(("2026-11-10T23:59:00Z", "2026-12-10T23:59:00Z")), "2026-11-10");
+        assert_eq!(day(("2026-11-10T23:59:01Z", "2026-12-10T23:59:01Z")), "2026-11-11");
+        assert_eq!(day(("2026-10-10T00:00:30Z", "2026-11-10T00:00:30Z")), "2026-11-10");
+        // A segment of seconds stays where it is: it can never be reported, and the reporter shows it as pending.
+        assert_eq!(day(("2026-11-10T08:30:15Z", "2026-11-10T08:30:59Z")), "2026-11-10");
+    }
+
+    #[test]
     fn an_intent_is_fixed_until_its_fate_is_known() {
         let now = at("2026-11-20T12:00:30Z");
         let requests = MeterId::new("requests").unwrap();
         let prices = PriceList::shipped().unwrap();
         let mut book = Book::default();
         let mut tally = tally("2026-11-20", SEGMENT, 10);
-        assert!(intend(&tally, &mut book, now, || "id-1".into()));
-        let sent = to_send(&tally, &book, &prices, now);
+        assert!(intend(&tally, &mut book, &prices, now, || "id-1".into()));
+        let sent = to_send(&book, now);
         assert_eq!(sent[0].1.identifier, "id-1");
         assert_eq!((sent.len(), sent[0].1.quantity, sent[0].1.minute), (1, 10, at("2026-11-20T12:00:00Z")));
 
         // More is counted meanwhile, and the fate of the first report stays unknown: it is sent again as it was.
         tally.counted.insert(requests.clone(), 15);
         settle(&mut book, &requests, Fate::Unknown);
-        assert!(!intend(&tally, &mut book, now.plus_secs(600), || "id-2".into()));
-        assert_eq!(to_send(&tally, &book, &prices, now.plus_secs(600)), sent);
+        assert!(!intend(&tally, &mut book, &prices, now.plus_secs(600), || "id-2".into()));
+        assert_eq!(to_send(&book, now.plus_secs(600)), sent);
         assert!(!is_settled(&tally, &book));
 
         settle(&mut book, &requests, Fate::Delivered);
-        assert!(intend(&tally, &mut book, now, || "id-2".into()));
+        assert!(intend(&tally, &mut book, &prices, now, || "id-2".into()));
         let intent = book.meters[&requests].intent.clone().unwrap();
         assert_eq!((intent.quantity, intent.confirmed_before), (5, 10));
         settle(&mut book, &requests, Fate::Delivered);
@@ -302,24 +346,25 @@ mod tests {
         let now = at("2026-11-20T12:00:30Z");
         let (mut book, tally) = (Book::default(), tally("2026-11-20", SEGMENT, 10));
         let prices = PriceList::shipped().unwrap();
-        intend(&tally, &mut book, now, || "id-1".into());
+        intend(&tally, &mut book, &prices, now, || "id-1".into());
         let last = now.plus_secs(RESEND_WITHIN_SECS - 1);
-        assert_eq!((to_send(&tally, &book, &prices, last).len(), overdue_intents(&book, last).len()), (1, 0));
+        assert_eq!((to_send(&book, last).len(), overdue_intents(&book, last).len()), (1, 0));
         let late = now.plus_secs(RESEND_WITHIN_SECS);
-        assert_eq!((to_send(&tally, &book, &prices, late).len(), overdue_intents(&book, late).len()), (0, 1));
-        assert!(!intend(&tally, &mut book, late, || "id-2".into()), "and nothing new is reported past it");
+        assert_eq!((to_send(&book, late).len(), overdue_intents(&book, late).len()), (0, 1));
+        assert!(!intend(&tally, &mut book, &prices, late, || "id-2".into()), "and nothing new is reported past it");
     }
 
     #[test]
     fn the_free_tier_is_never_reported_and_a_refusal_is_quarantined() {
         let now = at("2026-11-20T12:00:30Z");
         let requests = MeterId::new("requests").unwrap();
+        let prices = PriceList::shipped().unwrap();
         let mut free = tally("2026-11-20", SEGMENT, 10);
         free.billing = None;
         let mut book = Book::default();
-        assert!(!intend(&free, &mut book, now, || unreachable!()) && is_settled(&free, &book));
+        assert!(!intend(&free, &mut book, &prices, now, || unreachable!()) && is_settled(&free, &book));
         let billed = tally("2026-11-20", SEGMENT, 10);
-        intend(&billed, &mut book, now, || "id-1".into());
+        intend(&billed, &mut book, &prices, now, || "id-1".into());
         settle(&mut book, &requests, Fate::Refused);
         assert_eq!((book.meters[&requests].reported, book.meters[&requests].quarantined), (0, 10));
         assert!(is_settled(&billed, &book));
@@ -331,6 +376,7 @@ mod tests {
         #[test]
         fn reported_never_exceeds_counted_and_at_rest_nothing_is_missing(steps in proptest::collection::vec((0_u64..50, 0_u8..3), 1..60)) {
             let requests = MeterId::new("requests").unwrap();
+            let prices = PriceList::shipped().unwrap();
             let mut tally = tally("2026-11-20", SEGMENT, 0);
             let mut book = Book::default();
             let mut now = at("2026-11-20T00:00:00Z");
@@ -338,14 +384,14 @@ mod tests {
             for (counted, fate) in steps {
                 *tally.counted.get_mut(&requests).unwrap() += counted;
                 now = now.plus_secs(61);
-                intend(&tally, &mut book, now, || { next += 1; next.to_string() });
+                intend(&tally, &mut book, &prices, now, || { next += 1; next.to_string() });
                 settle(&mut book, &requests, [Fate::Delivered, Fate::Refused, Fate::Unknown][usize::from(fate)]);
                 let entry = book.meters.get(&requests).cloned().unwrap_or_default();
                 let under_way = entry.intent.as_ref().map_or(0, |intent| intent.quantity);
                 prop_assert!(entry.reported + entry.quarantined + under_way <= tally.counted[&requests]);
             }
             for _ in 0..2 {
-                intend(&tally, &mut book, now, || { next += 1; next.to_string() });
+                intend(&tally, &mut book, &prices, now, || { next += 1; next.to_string() });
                 settle(&mut book, &requests, Fate::Delivered);
             }
             let entry = book.meters.get(&requests).cloned().unwrap_or_default();

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     account::Account,
-    id::{CustomerId, MeterId, PlanId, SubscriptionId, composite_key},
+    id::{CustomerId, MeterId, PlanId, SubscriptionId, composite_key, stable_hash},
     period::Cycle,
     price_list::PriceList,
     time::{EpochSecs, calendar_month},
@@ -69,12 +69,17 @@ pub struct Span {
 }
 
 impl Place {
-    /// The segment's part of a tally's key. A billed segment is named by its subscription and its first second, which Stripe
-    /// and our own arithmetic agree on; the free tier's month follows from the day.
+    /// The segment's part of a tally's key. A billed segment is named by its subscription, its first second, which Stripe and our
+    /// own arithmetic agree on, and what is billed: a switch of prices at a renewal that was counted before it was known must not
+    /// mix two sets of prices in one tally. The free tier's month follows from the day.
     #[must_use]
     pub fn segment_key(&self) -> Option<String> {
         match self {
-            Self::Billed(span) => Some(composite_key(&["billed", span.subscription.as_str(), &span.start.as_secs().to_string()])),
+            Self::Billed(span) => {
+                let meters: Vec<&str> = span.billed.iter().map(MeterId::as_str).collect();
+                let prices = format!("{:016x}", stable_hash(&composite_key(&meters)));
+                Some(composite_key(&["billed", span.subscription.as_str(), &span.start.as_secs().to_string(), &prices]))
+            }
             Self::Free { start, .. } => Some(composite_key(&["free", &start.as_secs().to_string()])),
             Self::NoSubscription | Self::UnknownUser => None,
         }

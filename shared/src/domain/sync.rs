@@ -6,7 +6,7 @@ use super::{
     account::{Account, Announced, Overdue, Subscription},
     facts::{CustomerFacts, ItemFacts, Status, SubscriptionFacts},
     hint::PaymentFailure,
-    id::{CustomerId, InvoiceId, MeterId, PlanId, UserId},
+    id::{CustomerId, InvoiceId, MeterId, PlanId, SubscriptionId, UserId},
     notice::{self, Notice},
     price_list::PriceList,
     segment::Segment,
@@ -27,11 +27,15 @@ pub enum Decision {
         notices: Vec<Notice>,
         /// What somebody should look at.
         alarms: Vec<Alarm>,
+        /// Customers whose claim was refused and may be granted now: to be looked at again.
+        revisit: BTreeSet<CustomerId>,
     },
-    /// The user is bound to another customer with a live subscription: this one is quarantined and alarmed.
+    /// The user stays with another customer: this one is quarantined and alarmed.
     SecondClaimant {
         /// The customer that keeps the user.
         held_by: CustomerId,
+        /// The user's account with the claim remembered, to be committed; `None` if it is remembered already.
+        account: Option<Box<Account>>,
     },
 }
 
@@ -52,6 +56,8 @@ pub enum Alarm {
     NotFlexible,
     /// A customer has more than one live subscription; the one that counts is the highest by status, then the newest.
     SeveralSubscriptions,
+    /// Nothing names the customer's user any more; it stays with the one it had.
+    UserNoLongerNamed,
 }
 
 /// The user that the customer belongs to: by a subscription's metadata, then the customer's, then a completed checkout
@@ -81,11 +87,17 @@ pub fn decide(
     let same_customer = before.filter(|account| account.customer_id == facts.customer);
     if let Some(account) = before
         && same_customer.is_none()
-        && account.has_live_subscription()
+        && keeps_user(account, facts)
     {
-        return Decision::SecondClaimant { held_by: account.customer_id.clone() };
+        let mut remembered = account.clone();
+        remembered.version = remembered.version.saturating_add(1);
+        let is_new = remembered.refused_claimants.insert(facts.customer.clone());
+        return Decision::SecondClaimant { held_by: account.customer_id.clone(), account: is_new.then(|| Box::new(remembered)) };
     }
     let mut alarms = Vec::new();
+    if joined_user(facts).is_none() {
+        alarms.push(Alarm::UserNoLongerNamed);
+    }
     let real_now = EpochSecs::from_ms(fetch_began_ms);
     let clock_offset_secs = facts.test_clock.map_or(0, |clock| clock.secs_since(real_now));
     let now = real_now.plus_secs(clock_offset_secs);
@@ -114,10 +126,46 @@ pub fn decide(
         clock_offset_secs,
         fetched_at_ms: fetch_began_ms,
         announced: before.map_or_else(Announced::default, |account| account.announced.clone()),
+        refused_claimants: before.map(|account| account.refused_claimants.clone()).unwrap_or_default(),
     };
+    account.refused_claimants.remove(&facts.customer);
+    let revisit = claimants_of_unbound(&mut account);
     let (announced, notices) = notice::due(&account, prices, real_now);
     account.announced = announced;
-    Decision::Commit { account: Box::new(account), notices, alarms }
+    Decision::Commit { account: Box::new(account), notices, alarms, revisit }
+}
+
+/// Takes the refused claimants out of an account that binds its user no longer.
+fn claimants_of_unbound(account: &mut Account) -> BTreeSet<CustomerId> {
+    if account.has_live_subscription() { BTreeSet::new() } else { std::mem::take(&mut account.refused_claimants) }
+}
+
+/// Whether a user stays with its customer although another one claims it: while its subscription is live, and while the
+/// claimant has none that is live itself, so that neither a grace period nor an overdue invoice is lost to an empty customer.
+fn keeps_user(account: &Account, claimant: &CustomerFacts) -> bool {
+    let claimant_is_live = claimant.subscriptions.iter().any(|subscription| subscription.status.is_live());
+    account.has_live_subscription() || (account.subscription.is_some() && !claimant_is_live)
+}
+
+/// The account of a user whose customer now names somebody else: without a subscription, its segments ended. Also what tells of
+/// it, and the customers whose claim may be granted now.
+#[must_use]
+pub fn release(prices: &PriceList, before: &Account, now_ms: i64) -> (Account, Vec<Notice>, BTreeSet<CustomerId>) {
+    let now = EpochSecs::from_ms(now_ms);
+    let mut account = before.clone();
+    let local_now = account.local_time(now);
+    account.version = account.version.saturating_add(1);
+    account.subscription = None;
+    account.overdue.clear();
+    account.fetched_at_ms = now_ms;
+    if let Some(last) = account.segments.last_mut() {
+        last.end = last.end.min(local_now).max(last.start);
+        last.renews = None;
+    }
+    let revisit = claimants_of_unbound(&mut account);
+    let (announced, notices) = notice::due(&account, prices, now);
+    account.announced = announced;
+    (account, notices, revisit)
 }
 
 /// Whether a hint may be skipped: what it points at was fetched at least 2 s after it was sent. A failure that would begin a
@@ -222,8 +270,10 @@ fn overdue(
         .collect();
     if overdue.is_empty() && matches!(chosen.status, Status::PastDue | Status::Unpaid) {
         // Overdue without an open invoice (written off, or still a draft): the grace period must begin somewhere.
+        // An invoice that is written off leaves its successor with the same beginning: nobody gets seven fresh days a month.
         if let Some(invoice) = &chosen.latest_invoice {
-            overdue.insert(invoice.clone(), Overdue { since: known(invoice).unwrap_or(now) });
+            let since = before.and_then(Account::overdue_since).unwrap_or(now);
+            overdue.insert(invoice.clone(), Overdue { since });
         }
     }
     overdue
@@ -241,23 +291,36 @@ fn segments(
     let mut segments = before.map(|account| account.segments.clone()).unwrap_or_default();
     match (chosen, subscription) {
         (Some(chosen), Some(subscription)) if subscription.status.is_live() => {
-            if let Some(present) = present_segment(prices, facts, chosen, subscription) {
+            if let Some(present) = present_segment(prices, facts, chosen, subscription, segments.last()) {
                 renew_or_switch(&mut segments, present, now);
             }
         }
         (_, Some(subscription)) if subscription.status == Status::Canceled => {
             let end = subscription.ended_at.unwrap_or(now);
-            if let Some(last) = segments.last_mut()
-                && last.subscription == subscription.id
-            {
-                last.end = if last.renews.is_some() { end.max(last.start) } else { last.end.min(end).max(last.start) };
-                last.renews = None;
-            }
+            end_segments(&mut segments, &subscription.id, end);
         }
         _ => {}
     }
     forget(&mut segments, now);
     segments
+}
+
+/// Ends a subscription's segments at a moment. Renewals that nobody told of are renewals all the same: the last period is a
+/// segment of its own, and the cycle still reaches those between.
+fn end_segments(segments: &mut Vec<Segment>, subscription: &SubscriptionId, end: EpochSecs) {
+    let Some(last) = segments.last_mut().filter(|last| last.subscription == *subscription) else { return };
+    match last.renews {
+        Some(cycle) if end > last.end => {
+            let (start, _) = cycle.period_containing(end.plus_secs(-1));
+            let start = start.max(last.end);
+            let closing = Segment { start, end, renews: None, ..last.clone() };
+            segments.push(closing);
+        }
+        _ => {
+            last.end = last.end.min(end).max(last.start);
+            last.renews = None;
+        }
+    }
 }
 
 /// Drops the segments that no usage can fall into any more. A segment reaches to where the next one begins.
@@ -276,20 +339,29 @@ fn present_segment(
     facts: &CustomerFacts,
     chosen: &SubscriptionFacts,
     subscription: &Subscription,
+    last: Option<&Segment>,
 ) -> Option<Segment> {
     // The metered prices share one interval, so any of them tells the period; without one, the flat price does.
     let item = chosen.items.iter().find(|item| item.metered).or_else(|| chosen.items.first())?;
-    let billed: BTreeSet<MeterId> =
-        chosen.items.iter().filter_map(|item| prices.price(item.lookup_key.as_deref()?)?.1.meter().cloned()).collect();
+    let known: Vec<_> = chosen.items.iter().filter_map(|item| prices.price(item.lookup_key.as_deref()?)).collect();
+    let mut billed: BTreeSet<MeterId> = known.iter().filter_map(|(_, price)| price.meter().cloned()).collect();
+    if known.len() < chosen.items.len()
+        && let Some(last) = last.filter(|last| last.subscription == chosen.id)
+    {
+        // With the last known plan its meters are kept too: an unknown price must not switch billing off.
+        billed.extend(last.billed.iter().cloned());
+    }
     let (start, end) = item.period;
+    // A cancellation that is known ends the segment when it comes, whether or not Stripe's word of it does.
+    let cancelled_at = subscription.cancel_at.filter(|cancel_at| *cancel_at <= end);
     Some(Segment {
         subscription: chosen.id.clone(),
         customer: facts.customer.clone(),
         plan: subscription.plan.clone(),
         billed,
         start,
-        end,
-        renews: Some(item.cycle),
+        end: cancelled_at.unwrap_or(end).max(start),
+        renews: cancelled_at.is_none().then_some(item.cycle),
     })
 }
 
@@ -308,7 +380,7 @@ fn renew_or_switch(segments: &mut Vec<Segment>, mut present: Segment, now: Epoch
     }
     if last.subscription == present.subscription && present.start < last.end {
         // Other prices within the period: what was counted before stays where it was, from now on the new segment counts.
-        present.start = now.max(last.start);
+        present.start = now.max(last.start.plus_secs(1));
     }
     if last.end > present.start {
         last.end = present.start.max(last.start);
@@ -326,7 +398,6 @@ mod tests {
     use crate::domain::{
         access::{State, standing},
         facts::InvoiceFacts,
-        id::SubscriptionId,
         notice::NoticeKind,
         period::Cycle,
         price_list::Interval,
@@ -411,10 +482,10 @@ mod tests {
         now: &str,
     ) -> (Account, Vec<NoticeKind>, Vec<Alarm>) {
         match decide(&prices(), before, &user("ada"), facts, failure, ms(now)) {
-            Decision::Commit { account, notices, alarms } => {
+            Decision::Commit { account, notices, alarms, .. } => {
                 (*account, notices.iter().map(|notice| notice.kind).collect(), alarms)
             }
-            Decision::SecondClaimant { held_by } => panic!("a second claimant, held by {held_by}"),
+            Decision::SecondClaimant { held_by, .. } => panic!("a second claimant, held by {held_by}"),
         }
     }
 
@@ -447,11 +518,70 @@ mod tests {
     fn a_user_keeps_its_customer_while_that_one_has_a_live_subscription() {
         let (mut account, ..) = commit(None, &facts("cus_1", vec![pro("sub_1", Status::Active, START)]), None, START);
         let other = facts("cus_2", vec![pro("sub_2", Status::Active, START)]);
-        let decision = decide(&prices(), Some(&account), &user("ada"), &other, None, ms(START));
-        assert_eq!(decision, Decision::SecondClaimant { held_by: account.customer_id.clone() });
+        let claim = |account: &Account, facts: &CustomerFacts| match decide(
+            &prices(),
+            Some(account),
+            &user("ada"),
+            facts,
+            None,
+            ms(START),
+        ) {
+            Decision::SecondClaimant { held_by, account } => (held_by.to_string(), account),
+            Decision::Commit { .. } => panic!("it took over"),
+        };
+        let (held_by, remembered) = claim(&account, &other);
+        let remembered = *remembered.unwrap();
+        assert_eq!((held_by.as_str(), remembered.version, remembered.refused_claimants.len()), ("cus_1", 2, 1));
+        assert_eq!(claim(&remembered, &other).1, None, "the claim is remembered once");
         account.subscription.as_mut().unwrap().status = Status::Canceled;
-        let (account, ..) = commit(Some(&account), &other, None, "2026-11-12T00:00:00Z");
-        assert_eq!((account.customer_id.as_str(), account.segments.len()), ("cus_2", 2));
+        account.refused_claimants = remembered.refused_claimants;
+        let (taken, ..) = commit(Some(&account), &other, None, "2026-11-12T00:00:00Z");
+        assert_eq!((taken.customer_id.as_str(), taken.segments.len(), taken.refused_claimants.len()), ("cus_2", 2, 0));
+        // An empty customer takes nothing: a grace period or an overdue invoice would be lost to it.
+        assert_eq!(claim(&account, &facts("cus_3", vec![])).0, "cus_1");
+        assert_eq!(claim(&account, &facts("cus_3", vec![pro("sub_3", Status::Canceled, START)])).0, "cus_1");
+    }
+
+    #[test]
+    fn a_released_account_has_no_subscription_and_its_usage_is_no_longer_billed() {
+        let (account, ..) = commit(None, &facts("cus_1", vec![pro("sub_1", Status::Active, START)]), None, START);
+        let (released, notices, _) = release(&prices(), &account, ms("2026-11-20T00:00:00Z"));
+        assert_eq!((released.version, released.subscription.clone()), (2, None));
+        assert_eq!(notices.iter().map(|notice| notice.kind).collect::<Vec<_>>(), [NoticeKind::SubscriptionEnded]);
+        assert_eq!((released.segments[0].end, released.segments[0].renews), (at("2026-11-20T00:00:00Z"), None));
+    }
+
+    #[test]
+    fn a_known_cancellation_ends_the_segment_and_revoking_it_restores_it() {
+        let mut ending = facts("cus_1", vec![pro("sub_1", Status::Active, START)]);
+        ending.subscriptions[0].cancel_at = Some(at("2026-11-25T00:00:00Z"));
+        let (account, ..) = commit(None, &ending, None, START);
+        assert_eq!((account.segments[0].end, account.segments[0].renews), (at("2026-11-25T00:00:00Z"), None));
+        ending.subscriptions[0].cancel_at = None;
+        let (account, ..) = commit(Some(&account), &ending, None, START);
+        assert_eq!(account.segments.len(), 1);
+        assert!(account.segments[0].end == at("2026-12-10T00:00:00Z") && account.segments[0].renews.is_some());
+    }
+
+    #[test]
+    fn an_end_after_a_renewal_that_nobody_told_of_keeps_the_periods_apart() {
+        let (account, ..) = commit(None, &facts("cus_1", vec![pro("sub_1", Status::Active, START)]), None, START);
+        let mut ended = facts("cus_1", vec![pro("sub_1", Status::Canceled, START)]);
+        ended.subscriptions[0].ended_at = Some(at("2027-01-20T00:00:00Z"));
+        let (account, ..) = commit(Some(&account), &ended, None, "2027-01-20T00:00:05Z");
+        let shown: Vec<_> = account.segments.iter().map(|segment| format!("{} {}", segment.start, segment.end)).collect();
+        assert_eq!(shown, ["2026-11-10T00:00:00Z 2026-12-10T00:00:00Z", "2027-01-10T00:00:00Z 2027-01-20T00:00:00Z"]);
+        let (again, ..) = commit(Some(&account), &ended, None, "2027-01-20T00:00:09Z");
+        assert_eq!(again.segments, account.segments);
+    }
+
+    #[test]
+    fn writing_off_invoices_gives_no_fresh_days() {
+        let mut unpaid = facts("cus_1", vec![pro("sub_1", Status::Unpaid, START)]);
+        let (account, ..) = commit(None, &unpaid, None, "2026-12-10T03:00:00Z");
+        unpaid.subscriptions[0].latest_invoice = Some(InvoiceId::new("in_2").unwrap());
+        let (account, ..) = commit(Some(&account), &unpaid, None, "2027-01-10T03:00:00Z");
+        assert_eq!(account.overdue_since().unwrap().to_string(), "2026-12-10T03:00:00Z");
     }
 
     /// G2: whichever is seen first, grace starts at the earliest known failure of the invoice, and only ever moves earlier.
@@ -526,8 +656,9 @@ mod tests {
         let (account, ..) = commit(None, &strange, None, START);
         strange.subscriptions[0].items = vec![item("enterprise_base", START)];
         let (account, told, alarms) = commit(Some(&account), &strange, None, START);
-        assert_eq!(account.subscription.unwrap().plan.unwrap().as_str(), "pro");
+        assert_eq!(account.subscription.as_ref().unwrap().plan.as_ref().unwrap().as_str(), "pro");
         assert_eq!((told, alarms), (vec![], vec![Alarm::UnknownPrice { lookup_key: Some("enterprise_base".into()) }]));
+        assert_eq!((account.segments.len(), account.segments[0].billed.len()), (1, 3), "and what is billed stays");
         let (new, _, alarms) = commit(None, &strange, None, START);
         assert_eq!((new.subscription.as_ref().unwrap().plan.clone(), alarms.len()), (None, 1));
         assert_eq!(standing(Some(&new), &prices(), at(START)).state, State::Active, "never a silent free plan");

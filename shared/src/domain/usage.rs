@@ -20,6 +20,7 @@ pub const MAX_EXTRA_BYTES: usize = 8_192;
 const MAX_ENDPOINT_CHARS: usize = 1_024;
 const MAX_WORD_CHARS: usize = 256;
 const MAX_UNITS: usize = 50;
+const MAX_UNIT_NAME_CHARS: usize = 64;
 
 /// One call of an AI service.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -232,7 +233,13 @@ fn units(value: Value) -> Result<BTreeMap<String, u64>, Invalid> {
     if object.len() > MAX_UNITS {
         return Err(Invalid::Field { field: "units", problem: "has more than 50 entries" });
     }
-    object.into_iter().map(|(name, value)| Ok((short(name, "units", MAX_WORD_CHARS)?, quantity(value, "units")?))).collect()
+    let unit = |(name, value): (String, Value)| {
+        if name.is_empty() {
+            return Err(Invalid::Field { field: "units", problem: "has a unit without a name" });
+        }
+        Ok((short(name, "units", MAX_UNIT_NAME_CHARS)?, quantity(value, "units")?))
+    };
+    object.into_iter().map(unit).collect()
 }
 
 fn timestamp(value: &Value) -> Result<EpochSecs, Invalid> {
@@ -321,6 +328,7 @@ mod tests {
             ("user_id", "7", "user_id: must be a string"),
             ("endpoint", "null", "endpoint is missing"),
             ("units", "{\"images\":-1}", "units: must be a whole number, 0 or more"),
+            ("units", "{\"\":1}", "units: has a unit without a name"),
             ("units", "[]", "units: must be an object of whole numbers"),
         ] {
             let (invalid, raw) = only(&with(field, value)).unwrap_err();

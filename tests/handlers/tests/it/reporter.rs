@@ -95,7 +95,7 @@ async fn what_is_counted_is_reported_once_per_meter_and_a_second_run_reports_not
     assert_eq!(bench.run().await, Run { tallies: 1, ..Run::default() });
     assert_eq!(bench.world.meters.attempts().len(), 3);
     expect![[r#"
-        {"book_key":"2026-11-22/6:billed/7:sub_Ada/10:1794268800","meters":{"requests":{"confirmed_in_last_minute":3,"intent":null,"last_minute":1795348800,"quarantined":0,"reported":3},"tokens_in":{"confirmed_in_last_minute":2436,"intent":null,"last_minute":1795348800,"quarantined":0,"reported":2436},"tokens_out":{"confirmed_in_last_minute":720,"intent":null,"last_minute":1795348800,"quarantined":0,"reported":720}},"user_id":"ada","version":2}
+        {"book_key":"2026-11-22/6:billed/7:sub_Ada/10:1794268800/16:7fb1b4d849779f3c","meters":{"requests":{"confirmed_in_last_minute":3,"intent":null,"last_minute":1795348800,"quarantined":0,"reported":3},"tokens_in":{"confirmed_in_last_minute":2436,"intent":null,"last_minute":1795348800,"quarantined":0,"reported":2436},"tokens_out":{"confirmed_in_last_minute":720,"intent":null,"last_minute":1795348800,"quarantined":0,"reported":720}},"user_id":"ada","version":2}
         {"name":"reporter","settled_through":1795345200}"#]].assert_eq(&format!("{}\n{}", bench.book().await, bench.world.item("control").await));
 }
 
@@ -252,7 +252,7 @@ async fn a_refused_report_is_quarantined_and_settled_and_the_others_are_not_held
     assert_eq!(bench.metered(), [0, 3 * 812, 3 * 240]);
     let entry = bench.world.item("quarantine").await;
     assert_eq!((&entry["reason"], &entry["user_id"]), (&json!("refused"), &json!("ada")));
-    expect![[r#"{"customer":"cus_Ada","event_name":"requests","identifier":"id-1","meter":"requests","minute":1795348800,"quantity":3,"tally_key":"2026-11-22/6:billed/7:sub_Ada/10:1794268800"}"#]].assert_eq(entry["input"].as_str().unwrap());
+    expect![[r#"{"customer":"cus_Ada","event_name":"requests","identifier":"id-1","meter":"requests","minute":1795348800,"quantity":3,"tally_key":"2026-11-22/6:billed/7:sub_Ada/10:1794268800/16:7fb1b4d849779f3c"}"#]].assert_eq(entry["input"].as_str().unwrap());
     let requests = &bench.book().await["meters"]["requests"];
     assert_eq!((&requests["reported"], &requests["quarantined"]), (&json!(0), &json!(3)));
     assert_eq!(bench.settled_through().await, "2026-11-22T13:00:00Z");

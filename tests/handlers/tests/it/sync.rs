@@ -127,7 +127,7 @@ async fn the_sample_hint_provisions_the_account_with_its_mark_its_notice_and_its
         stored.push((table, bench.world.items(table).await));
     }
     expect![[r#"
-        accounts [{"announced":{"ending_at":null,"plan":"pro","reminders":0,"state":"active"},"clock_offset_secs":0,"customer_id":"cus_Ada","fetched_at_ms":1795348800000,"overdue":{},"segments":[{"billed":["requests","tokens_in","tokens_out"],"customer":"cus_Ada","end":1796860800,"plan":"pro","renews":{"anchor":1794268800,"count":1,"interval":"month"},"start":1794268800,"subscription":"sub_Ada"}],"subscription":{"cancel_at":null,"ended_at":null,"flexible":true,"id":"sub_Ada","plan":"pro","status":"active","trial_end":null},"user_id":"ada","version":1}]
+        accounts [{"announced":{"ending_at":null,"plan":"pro","reminders":0,"state":"active"},"clock_offset_secs":0,"customer_id":"cus_Ada","fetched_at_ms":1795348800000,"overdue":{},"refused_claimants":[],"segments":[{"billed":["requests","tokens_in","tokens_out"],"customer":"cus_Ada","end":1796860800,"plan":"pro","renews":{"anchor":1794268800,"count":1,"interval":"month"},"start":1794268800,"subscription":"sub_Ada"}],"subscription":{"cancel_at":null,"ended_at":null,"flexible":true,"id":"sub_Ada","plan":"pro","status":"active","trial_end":null},"user_id":"ada","version":1}]
         customers [{"customer_id":"cus_Ada","seen_at_ms":1795348800000,"standing":"joined","user_id":"ada"}]
         processed [{"event_id":"evt_1TWcheckout","expires_at":1798372800,"processed_at_ms":1795348800000}]
         outbox [{"access_until":null,"at":1795348800,"committed_at_ms":1795348800000,"expires_at":1803124800,"kind":"account.provisioned","notice_id":"3:ada/1:1/19:account.provisioned","pending_shard":"11","plan":"pro","state":"active","user_id":"ada"}]
@@ -332,11 +332,72 @@ async fn a_second_claimant_is_quarantined_and_recorded_and_the_first_keeps_the_u
         assert_eq!(bench.hint(&claim).await, Ok(Outcome::SecondClaimant { user_id: user("ada") }));
         assert!(bench.is_processed(&claim).await);
     }
-    assert_eq!(bench.account().await, before);
+    let after = bench.account().await;
+    assert_eq!((&after.customer_id, &after.subscription, &after.segments), (&before.customer_id, &before.subscription, &before.segments));
+    assert_eq!(after.refused_claimants.iter().map(ToString::to_string).collect::<Vec<_>>(), ["cus_Other"]);
     let entries = bench.quarantined().await;
     assert_eq!(entries, [("second_claimant".to_owned(), "15:second_claimant/3:ada/9:cus_Other".to_owned())]);
     let record = bench.world.store().customer(&customer("cus_Other")).await.unwrap().unwrap();
     assert_eq!((json!(record.standing), record.user_id), (json!("second_claimant"), Some(user("ada"))));
+}
+
+/// G2: the holder's end may be on its way, in another group of the queue.
+#[tokio::test]
+async fn a_claim_that_overtakes_the_holders_end_is_granted_all_the_same() {
+    let bench = bench().await;
+    bench.world.stripe.set(ada());
+    bench.hint(&provision()).await.unwrap();
+    let mut ended = ada();
+    ended.subscriptions[0].status = Status::Canceled;
+    ended.subscriptions[0].ended_at = Some(at("2026-11-20T00:00:00Z"));
+    bench.world.stripe.set(ended);
+    bench.world.stripe.set(subscriber("cus_Other", "ada", "2026-11-20T00:00:00Z"));
+    let claim = hint("evt_claim", "checkout.session.completed", "2026-11-20T00:00:00Z", "cs_2", Some("cus_Other"));
+    assert!(matches!(bench.hint(&claim).await, Ok(Outcome::Committed { .. })));
+    let account = bench.account().await;
+    assert_eq!((account.customer_id.as_str(), account.has_live_subscription()), ("cus_Other", true));
+    assert!(bench.quarantined().await.is_empty());
+}
+
+/// G2: in the other order the claim was refused rightly; it is looked at again when the holder ends.
+#[tokio::test]
+async fn a_refused_claimant_is_looked_at_again_when_the_holder_ends() {
+    let bench = bench().await;
+    bench.world.stripe.set(ada());
+    bench.hint(&provision()).await.unwrap();
+    bench.world.stripe.set(subscriber("cus_Other", "ada", "2026-11-20T00:00:00Z"));
+    let claim = hint("evt_claim", "checkout.session.completed", "2026-11-20T00:00:00Z", "cs_2", Some("cus_Other"));
+    assert_eq!(bench.hint(&claim).await, Ok(Outcome::SecondClaimant { user_id: user("ada") }));
+    let mut ended = ada();
+    ended.subscriptions[0].status = Status::Canceled;
+    ended.subscriptions[0].ended_at = Some(at("2026-11-21T00:00:00Z"));
+    bench.world.stripe.set(ended);
+    let end = hint("evt_end", "customer.subscription.deleted", "2026-11-21T00:00:00Z", "sub_Ada", Some("cus_Ada"));
+    bench.hint(&end).await.unwrap();
+    let queued = bench.world.queue.hints();
+    assert_eq!(queued.iter().map(|hint| hint.customer.clone().unwrap().to_string()).collect::<Vec<_>>(), ["cus_Other"]);
+    bench.hint(&queued[0]).await.unwrap();
+    assert_eq!(bench.account().await.customer_id.as_str(), "cus_Other");
+}
+
+#[tokio::test]
+async fn a_customer_that_names_another_user_leaves_the_first_and_one_that_names_nobody_stays() {
+    let bench = bench().await;
+    bench.world.stripe.set(ada());
+    bench.hint(&provision()).await.unwrap();
+    let mut nameless = ada();
+    nameless.user_id = None;
+    nameless.subscriptions[0].user_id = None;
+    bench.world.stripe.set(nameless);
+    let updated = |event_id: &str| hint(event_id, "customer.updated", "2026-11-20T00:00:00Z", "cus_Ada", Some("cus_Ada"));
+    let Ok(Outcome::Committed { user_id, alarms, .. }) = bench.hint(&updated("evt_nobody")).await else { panic!("not committed") };
+    assert_eq!((user_id, alarms), (user("ada"), vec![Alarm::UserNoLongerNamed]));
+    assert!(bench.account().await.has_live_subscription());
+    bench.world.stripe.set(subscriber("cus_Ada", "bob", SINCE));
+    bench.hint(&updated("evt_bob")).await.unwrap();
+    assert!(!bench.account().await.has_live_subscription(), "ada's access must not outlive her customer");
+    let bob = bench.world.store().account(&user("bob")).await.unwrap().unwrap();
+    assert_eq!((bob.customer_id.as_str(), bob.has_live_subscription()), ("cus_Ada", true));
 }
 
 #[tokio::test]
@@ -587,7 +648,8 @@ async fn what_is_not_reached_in_time_comes_again_without_being_put_off() {
     let answer = bench.sync.handle(sqs_event(&messages), now_ms + 9_000).await.unwrap();
     let again: Vec<_> = answer.batch_item_failures.iter().map(|failure| failure.item_identifier.as_str()).collect();
     assert_eq!(again, ["evt_late"]);
-    assert!(bench.world.queue.postponed().is_empty());
+    let postponed: Vec<u32> = bench.world.queue.postponed().into_iter().map(|(_, secs)| secs).collect();
+    assert_eq!(postponed, [0], "at once, rather than when the queue's visibility timeout is over");
 }
 
 #[tokio::test]
