@@ -2,6 +2,10 @@
 //!
 //! **Invariant:** items are changed by `UpdateItem` on the attributes this version knows, never replaced whole (G11); what
 //! an older or newer version keeps beside them stays. Ledger rows and notices are written once and only ever added to.
+//!
+//! **Rule for later versions:** what is nested in an attribute (a book's `meters`, an account's `subscription`) is written as a
+//! whole by every version, so a new field there would be lost to an older function during a deployment. A new fact gets a new
+//! attribute of the item.
 
 mod accounts;
 mod books;

@@ -1,5 +1,6 @@
 //! `cargo local`: see the README.
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
@@ -27,6 +28,9 @@ struct Arguments {
     /// Forget everything under target/local first, the Python tools included.
     #[arg(long)]
     reset: bool,
+    /// Where the stack keeps its files, instead of target/local.
+    #[arg(long, hide = true)]
+    folder: Option<PathBuf>,
 }
 
 #[tokio::main]
@@ -41,7 +45,10 @@ async fn main() -> ExitCode {
 }
 
 async fn run(arguments: Arguments) -> Result<ExitCode> {
-    let options = options()?;
+    let mut options = options()?;
+    if let Some(folder) = arguments.folder {
+        options.folder = folder;
+    }
     if arguments.reset && options.folder.exists() {
         std::fs::remove_dir_all(&options.folder).with_context(|| format!("cannot remove {}", options.folder.display()))?;
     }

@@ -34,3 +34,12 @@ fn every_function_compiles_its_dependencies_with_the_same_features() {
         );
     }
 }
+
+/// cargo-lambda sets `panic = "abort"` unless the profile says otherwise; then one panicking record would end the function, and
+/// the whole batch with it.
+#[test]
+fn a_panic_unwinds_in_the_functions_that_are_deployed() {
+    let manifest: toml::Value = toml::from_str(&std::fs::read_to_string(checkout().join("Cargo.toml")).unwrap()).unwrap();
+    let panic = manifest["profile"]["release"].get("panic").and_then(toml::Value::as_str);
+    assert_eq!(panic, Some("unwind"), "say panic = \"unwind\" in [profile.release]");
+}
