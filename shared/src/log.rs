@@ -10,13 +10,17 @@ const NAMESPACE: &str = "Tokentill";
 
 /// Starts the log of libraries and of what is not a unit of work: JSON on standard output, at the configured level.
 pub fn start() {
-    use tracing_subscriber::EnvFilter;
-    let level = std::env::var("TOKENTILL_LOG_LEVEL").unwrap_or_default();
+    use tracing_subscriber::{
+        filter::{LevelFilter, Targets},
+        layer::SubscriberExt,
+        util::SubscriberInitExt,
+    };
+    let level = std::env::var("TOKENTILL_LOG_LEVEL").ok().and_then(|level| level.parse().ok()).unwrap_or(LevelFilter::INFO);
     // The SDK's and hyper's debug lines could hold requests, so libraries stay at warnings whatever the level.
-    let filter = EnvFilter::try_new(format!("warn,tokentill={level}")).unwrap_or_else(|_| EnvFilter::new("warn,tokentill=info"));
-    let subscriber = tracing_subscriber::fmt().json().flatten_event(true).with_env_filter(filter).with_current_span(false);
+    let targets = Targets::new().with_default(LevelFilter::WARN).with_target("tokentill", level);
+    let lines = tracing_subscriber::fmt::layer().json().flatten_event(true).with_current_span(false);
     // A second start in one process (a test's) changes nothing.
-    let _ = subscriber.try_init();
+    let _ = tracing_subscriber::registry().with(lines).with(targets).try_init();
 }
 
 /// A user's name as it may stand in a log: the same for the same user, and telling nothing of it. User ids are any string, an

@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 use tokio::process::Command;
 
 use crate::ministack::REGION;
-use crate::place::checkout;
+use crate::place::{checkout, local_folder};
 use crate::process;
 use crate::progress::step;
 use crate::tools::Tools;
@@ -20,6 +20,8 @@ pub const FUNCTIONS: [&str; 6] = ["webhook", "sync", "usage", "reporter", "sweep
 /// Builds the functions for this machine; answers where the build lies.
 pub(crate) async fn build(tools: &Tools, folder: &Path) -> Result<PathBuf> {
     let build_folder = folder.join("build");
+    // cargo-lambda moves what cargo built out of the target folder: two at once would take each other's binaries away.
+    let _lock = process::lock(&local_folder().join("build.lock")).await?;
     // One build of all six first: `sam build` makes them one after the other, which takes twice as long on an empty target
     // folder, and is then left with copying.
     step("building the functions (minutes the first time)", async {

@@ -1,5 +1,6 @@
 //! Processes that end with us: each child leads a process group, which is ended as a whole.
 
+use std::fs::TryLockError;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
@@ -159,12 +160,41 @@ impl Drop for Service {
 
 /// Runs a command to its end; what it says goes to a log, whose end is shown if it fails.
 pub(crate) async fn run(name: &str, command: &mut Command, log: &Path) -> Result<()> {
+    let identity_file = log.with_extension("pid");
+    if let Some(left_over) = Identity::read(&identity_file).filter(Identity::is_running) {
+        // It would go on building, and take away under our hands what we build.
+        left_over.end_group().await?;
+    }
     let output = std::fs::File::create(log).with_context(|| format!("cannot write {}", log.display()))?;
     command.stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output);
     let mut group = Group::start(command).with_context(|| format!("cannot start {name}"))?;
+    group.identity.write(&identity_file)?;
     let status = group.child.wait().await?;
+    let _ = std::fs::remove_file(&identity_file);
     anyhow::ensure!(status.success(), "{name} ended with {status}; {} ends with:\n{}", log.display(), tail(log));
     Ok(())
+}
+
+/// Waits until no other process holds the lock. It is let go when the file is dropped, however we end.
+pub(crate) async fn lock(path: &Path) -> Result<std::fs::File> {
+    let file = std::fs::File::create(path).with_context(|| format!("cannot write {}", path.display()))?;
+    let mut told = false;
+    loop {
+        // Tried again and again rather than waited for, so that Ctrl-C is still heard.
+        match file.try_lock() {
+            Ok(()) => return Ok(file),
+            Err(TryLockError::WouldBlock) => {
+                if !told {
+                    eprintln!("local: waiting for another local stack, which holds {}", path.display());
+                    told = true;
+                }
+                tokio::time::sleep(Duration::from_millis(200)).await;
+            }
+            Err(TryLockError::Error(error)) => {
+                return Err(error).with_context(|| format!("cannot lock {}", path.display()));
+            }
+        }
+    }
 }
 
 /// The last lines of a log, for an error message.

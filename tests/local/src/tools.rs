@@ -31,9 +31,7 @@ impl Tools {
         let tools = Self { folder: folder.join("venv") };
 
         // Several test programs may arrive here at once; the first installs, the others wait.
-        let lock_path = folder.join("venv.lock");
-        let lock = std::fs::File::create(&lock_path).with_context(|| format!("cannot write {}", lock_path.display()))?;
-        lock.lock().context("cannot lock target/local/venv.lock")?;
+        let _lock = process::lock(&folder.join("venv.lock")).await?;
 
         let requirements = checkout().join("tests/local/requirements.txt");
         let text = std::fs::read(&requirements).with_context(|| format!("cannot read {}", requirements.display()))?;
