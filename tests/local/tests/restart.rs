@@ -22,6 +22,8 @@ struct Local {
 
 impl Local {
     fn start(folder: &Path, port: u16) -> Self {
+        // What a killed predecessor left is no sign of this one; no two are alike, for each has secrets of its own.
+        let left_over = std::fs::read(folder.join("stack.json")).ok();
         let child = Command::new(env!("CARGO_BIN_EXE_local"))
             .args(["--no-demo", "--folder"])
             .arg(folder)
@@ -33,7 +35,7 @@ impl Local {
         let mut local = Self { child, folder: folder.to_owned() };
         until("stack.json", STARTED, || {
             assert!(local.child.try_wait().unwrap().is_none(), "cargo local ended before it was ready");
-            local.folder.join("stack.json").exists()
+            std::fs::read(local.folder.join("stack.json")).is_ok_and(|json| Some(json) != left_over)
         });
         local
     }
