@@ -259,11 +259,13 @@ fn overdue(
         .filter(|invoice| invoice.subscription.as_ref() == Some(&chosen.id))
         .filter_map(|invoice| {
             // A failure cannot be older than its invoice nor lie ahead: an event that says so was stamped by another clock
-            // than the invoice (a test clock's), and then the fetch's own moment is what is known.
+            // than the invoice (a test clock's), and then the fetch's own moment is what is known. That one too may lie before
+            // the invoice, while a test clock that is being advanced still shows the old time.
+            let seen = now.max(invoice.created);
             let reported = failure
                 .filter(|failure| failure.invoice == invoice.id)
-                .map(|failure| if failure.at < invoice.created || failure.at > now { now } else { failure.at });
-            let fetched = invoice.attempted.then_some(now);
+                .map(|failure| if failure.at < invoice.created || failure.at > now { seen } else { failure.at });
+            let fetched = invoice.attempted.then_some(seen);
             let since = [known(&invoice.id), reported, fetched].into_iter().flatten().min()?;
             Some((invoice.id.clone(), Overdue { since }))
         })
@@ -614,6 +616,14 @@ mod tests {
             let (account, ..) = commit(None, &past_due(), Some(&failure), "2026-12-10T03:00:00Z");
             assert_eq!(account.overdue_since().unwrap().to_string(), "2026-12-10T03:00:00Z", "{impossible}");
         }
+    }
+
+    #[test]
+    fn a_fetch_while_a_test_clock_still_shows_the_old_time_dates_no_failure_before_its_invoice() {
+        let mut advancing = past_due();
+        advancing.test_clock = Some(at("2026-11-20T00:00:00Z"));
+        let (account, ..) = commit(None, &advancing, None, "2026-11-20T00:00:00Z");
+        assert_eq!(account.overdue_since().unwrap().to_string(), "2026-12-10T00:00:00Z", "the invoice's own creation");
     }
 
     #[test]
