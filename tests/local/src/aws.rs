@@ -245,53 +245,6 @@ impl Aws {
     }
 }
 
-/// One grant as it can be taken away: one action of one statement.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Grant {
-    /// The statement's `Sid`.
-    pub statement: String,
-    /// The action.
-    pub action: String,
-}
-
-/// Every single grant of some statements.
-#[must_use]
-pub fn single_grants(statements: &[Value]) -> Vec<Grant> {
-    let sid = |statement: &Value| statement.get("Sid").and_then(Value::as_str).unwrap_or_default().to_owned();
-    statements
-        .iter()
-        .flat_map(|statement| actions(statement).into_iter().map(move |action| Grant { statement: sid(statement), action }))
-        .collect()
-}
-
-/// The statements without one grant; a statement that loses its last action goes too.
-#[must_use]
-pub fn without(statements: &[Value], grant: &Grant) -> Vec<Value> {
-    let mut left = Vec::new();
-    for statement in statements {
-        let mut statement = statement.clone();
-        if statement.get("Sid").and_then(Value::as_str) == Some(grant.statement.as_str()) {
-            let kept: Vec<String> = actions(&statement).into_iter().filter(|action| *action != grant.action).collect();
-            if kept.is_empty() {
-                continue;
-            }
-            if let Some(fields) = statement.as_object_mut() {
-                fields.insert("Action".to_owned(), json!(kept));
-            }
-        }
-        left.push(statement);
-    }
-    left
-}
-
-fn actions(statement: &Value) -> Vec<String> {
-    match statement.get("Action") {
-        Some(Value::String(one)) => vec![one.clone()],
-        Some(Value::Array(many)) => many.iter().filter_map(Value::as_str).map(str::to_owned).collect(),
-        _ => Vec::new(),
-    }
-}
-
 /// DynamoDB's typed attributes as plain JSON. Numbers too large for JSON stay text.
 fn plain_item(item: &Value) -> Value {
     let attributes = item.as_object().into_iter().flatten();
@@ -328,19 +281,6 @@ fn percent_decoded(text: &str) -> Result<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_grant_is_taken_away_alone() {
-        let statements = [
-            json!({"Sid": "Read", "Action": "dynamodb:GetItem", "Resource": "a"}),
-            json!({"Sid": "Write", "Action": ["dynamodb:PutItem", "dynamodb:UpdateItem"], "Resource": "a"}),
-        ];
-        let grants = single_grants(&statements);
-        assert_eq!(grants.len(), 3);
-        assert_eq!(without(&statements, &grants[0]).len(), 1);
-        let left = without(&statements, &grants[1]);
-        assert_eq!(left[1]["Action"], json!(["dynamodb:UpdateItem"]));
-    }
 
     #[test]
     fn attributes_become_plain() {

@@ -13,7 +13,7 @@ mod stack;
 mod stripe;
 mod tools;
 
-pub use aws::{Aws, Grant, Invoked, single_grants, without};
+pub use aws::{Aws, Invoked};
 pub use deployment::{FUNCTIONS, STACK};
 pub use ministack::REGION;
 pub use place::{checkout, local_folder};
