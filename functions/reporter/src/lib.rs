@@ -124,6 +124,8 @@ impl<B: Books, M: MeterSink, Q: Quarantine, C: Clock, I: Fn() -> String> Reporte
         let (user_id, key) = (&touched.user_id, touched.tally_key.as_str());
         let Some(tally) = self.books.tally(user_id, key).await? else { return Ok(true) };
         let mut book = self.books.book(user_id, key).await?;
+        let overdue = u64::try_from(report::overdue_intents(&book, self.clock.now()).len()).unwrap_or(u64::MAX);
+        run.overdue = run.overdue.saturating_add(overdue);
         // What is under way from an earlier run goes first, so that what is new can be intended after it.
         if !self.send(&tally, &mut book, run).await? {
             return Ok(false);
@@ -146,11 +148,8 @@ impl<B: Books, M: MeterSink, Q: Quarantine, C: Clock, I: Fn() -> String> Reporte
 
     /// Sends what is under way and saves what became of it. `false` if another reporter was at the book.
     async fn send(&self, tally: &Tally, book: &mut Book, run: &mut Run) -> Result<bool, Unavailable> {
-        let now = self.clock.now();
-        let overdue = u64::try_from(report::overdue_intents(book, now).len()).unwrap_or(u64::MAX);
-        run.overdue = run.overdue.saturating_add(overdue);
         let mut fates: Vec<(MeterId, Fate)> = Vec::new();
-        for (meter, report) in report::to_send(book, now) {
+        for (meter, report) in report::to_send(book, self.clock.now()) {
             let fate = match self.meters.send(&report).await {
                 Ok(_) => Fate::Delivered,
                 Err(StripeError::Refused { code, message, request_id, .. }) => {

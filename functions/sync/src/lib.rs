@@ -251,9 +251,7 @@ where
             match sync::decide(&self.prices, before.as_ref(), &joined, &facts, failure.as_ref(), fetch_began_ms) {
                 Decision::SecondClaimant { held_by, .. } if !holder_is_fresh => {
                     // What is stored of the holder may be behind: its end may be on the way, in another group of the queue.
-                    let name = composite_key(&[hint.event_id.as_str(), held_by.as_str()]);
-                    let Ok(event_id) = EventId::new(name) else { return Ok(Outcome::Unreadable) };
-                    let revisit = Hint::revisit(event_id, held_by.clone(), hint.created, hint.livemode);
+                    let Ok(revisit) = hint.revisit(&held_by) else { return Ok(Outcome::Unreadable) };
                     Box::pin(self.customer(&revisit, &held_by, sent_at_ms)).await?;
                     holder_is_fresh = true;
                 }
@@ -306,9 +304,7 @@ where
         customers: impl IntoIterator<Item = &'a CustomerId>,
     ) -> Result<(), Unavailable> {
         for customer in customers {
-            let name = composite_key(&[hint.event_id.as_str(), customer.as_str()]);
-            let Ok(event_id) = EventId::new(name) else { continue };
-            let revisit = Hint::revisit(event_id, customer.clone(), hint.created, hint.livemode);
+            let Ok(revisit) = hint.revisit(customer) else { continue };
             self.queue.send(&revisit, revisit.event_id.as_str()).await?;
         }
         Ok(())

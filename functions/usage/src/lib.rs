@@ -215,7 +215,7 @@ impl<A: Accounts, L: Ledger, Q: Quarantine, C: Clock> Usage<A, L, Q, C> {
                     outcome.quarantined([arrival.record], result);
                 }
                 Ok(judged) => {
-                    let key = (judged.row.request_key.clone(), judged.row.row.clone());
+                    let key = key_of(&judged);
                     match pending.get_mut(&key) {
                         // Two operations on one key would fail a transaction whole, so the batch is deduplicated first.
                         Some(first) if first.judged.row.quantities == judged.row.quantities => {

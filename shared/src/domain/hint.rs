@@ -6,7 +6,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::{
-    id::{CustomerId, EventId, InvoiceId, UserId},
+    id::{CustomerId, EventId, InvalidId, InvoiceId, UserId, composite_key},
     time::EpochSecs,
 };
 
@@ -62,20 +62,23 @@ impl Hint {
         self.kind.starts_with("test_helpers.test_clock.")
     }
 
-    /// A hint of our own that has `customer` looked at afresh, whatever is known of it.
-    #[must_use]
-    pub fn revisit(event_id: EventId, customer: CustomerId, created: EpochSecs, livemode: bool) -> Self {
-        Self {
+    /// A hint of our own that has `customer` looked at afresh because of this one, whatever is known of it. The same cause gives
+    /// the same event id.
+    ///
+    /// # Errors
+    /// [`InvalidId`] if the two ids together are no event id; Stripe's are far too short for that.
+    pub fn revisit(&self, customer: &CustomerId) -> Result<Self, InvalidId> {
+        Ok(Self {
             v: HINT_VERSION,
-            event_id,
+            event_id: EventId::new(composite_key(&[self.event_id.as_str(), customer.as_str()]))?,
             kind: "tokentill.revisit".to_owned(),
-            created,
+            created: self.created,
             object_id: customer.as_str().to_owned(),
-            customer: Some(customer),
+            customer: Some(customer.clone()),
             invoice: None,
-            livemode,
+            livemode: self.livemode,
             replay: true,
-        }
+        })
     }
 }
 
