@@ -350,6 +350,41 @@ pub trait StripeState {
     async fn customers_on_clock(&self, clock: &str) -> Result<Vec<CustomerId>, StripeError>;
 }
 
+/// Has a user's parked usage looked at again, now that the user has an account it can be counted for.
+pub trait Recounts {
+    /// Queues it durably. Once too often does no harm: a row is counted once.
+    ///
+    /// # Errors
+    /// [`Unavailable`] if it is not certain that it is queued.
+    async fn recount(&self, user_id: &UserId) -> Result<(), Unavailable>;
+}
+
+/// Keeps in mind that Stripe threw usage away after it had taken it.
+pub trait MeterErrors {
+    /// Remembers the newest such word of Stripe's; an older one changes nothing.
+    ///
+    /// # Errors
+    /// [`Unavailable`] if it is not certain that it is remembered.
+    async fn note_meter_error(&self, said_at: EpochSecs) -> Result<(), Unavailable>;
+
+    /// When Stripe last said so, if it ever did.
+    ///
+    /// # Errors
+    /// [`Unavailable`].
+    async fn last_meter_error(&self) -> Result<Option<EpochSecs>, Unavailable>;
+}
+
+/// Reads back what arrived at Stripe's Billing Meters.
+pub trait MeterSummaries {
+    /// What a meter of this name has for a customer in `[from, until)`, both whole minutes. Eventually consistent: a report of
+    /// the past hour may be missing.
+    ///
+    /// # Errors
+    /// [`StripeError::NotFound`] if there is no meter of that name; others as they come.
+    async fn total(&self, event_name: &str, customer: &CustomerId, from: EpochSecs, until: EpochSecs)
+    -> Result<u64, StripeError>;
+}
+
 /// Takes reports of usage: Stripe's Billing Meters.
 pub trait MeterSink {
     /// Sends one report as one meter event, with its fixed identifier, quantity and timestamp.

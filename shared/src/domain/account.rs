@@ -30,6 +30,10 @@ pub struct Account {
     /// Its segments, oldest first; those that late usage may still fall into, and the present one.
     #[serde(default)]
     pub segments: Vec<Segment>,
+    /// For each subscription the moment up to which its usage is invoiced for good: the end of the newest usage period whose
+    /// invoice is no draft any more. It only ever moves later.
+    #[serde(default)]
+    pub final_through: BTreeMap<SubscriptionId, EpochSecs>,
     /// A test clock's moment minus the real one when it was read; 0 without a test clock. Every decision about this account
     /// uses now plus this.
     #[serde(default)]
@@ -157,6 +161,7 @@ pub(crate) mod tests {
                 end: cycle.boundary(1),
                 renews: Some(cycle),
             }],
+            final_through: BTreeMap::new(),
             clock_offset_secs: 0,
             fetched_at_ms: start.as_secs() * 1000,
             announced: Announced { state: Some(State::Active), plan, reminders: 0, ending_at: None },

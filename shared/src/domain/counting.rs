@@ -51,6 +51,10 @@ pub enum QuarantineReason {
     SecondClaimant,
     /// Stripe refused a report for good.
     Refused,
+    /// Its period's invoice is final, and there is no segment of the same customer that it could be carried into.
+    PeriodClosed,
+    /// The database can never hold it.
+    Unstorable,
 }
 
 /// One row of the ledger. A request that succeeded has one row however often it is reported; each failed attempt has its own.

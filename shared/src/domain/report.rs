@@ -60,6 +60,71 @@ pub struct Book {
     /// Per meter.
     #[serde(default)]
     pub meters: BTreeMap<MeterId, MeterBook>,
+    /// How the segment is billed, where quantities were carried into this book; it may have no tally of its own.
+    #[serde(default)]
+    pub billing: Option<Billing>,
+    /// What was handed to other books, because this one's period was invoiced for good before it could be reported.
+    #[serde(default)]
+    pub carried_out: BTreeMap<MeterId, u64>,
+    /// What was handed to this book so.
+    #[serde(default)]
+    pub carried_in: BTreeMap<MeterId, u64>,
+    /// What Stripe took and then threw away, of what was reported. Never decreases.
+    #[serde(default)]
+    pub rejected: BTreeMap<MeterId, u64>,
+    /// What is to be reported once more, of what was rejected or quarantined. Never decreases.
+    #[serde(default)]
+    pub replayed: BTreeMap<MeterId, u64>,
+    /// When something was last confirmed, by our own clock.
+    #[serde(default)]
+    pub confirmed_at: Option<EpochSecs>,
+    /// What Stripe's meters showed when they were last read back.
+    #[serde(default)]
+    pub checked: BTreeMap<MeterId, Check>,
+}
+
+/// What a meter showed for a customer and UTC day, beside what we know of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Check {
+    /// When it was read, by our own clock.
+    pub at: EpochSecs,
+    /// What was counted then, with what was carried in and without what was carried out.
+    pub counted: u64,
+    /// What was reported and not rejected then.
+    pub reported: u64,
+    /// What Stripe had.
+    pub stripe: u64,
+}
+
+/// What became of a book's quantities of one meter.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct BookTotals {
+    /// What Stripe has taken and not thrown away.
+    pub reported: u64,
+    /// What was handed on to another book.
+    pub carried: u64,
+    /// What Stripe refused, or could be billed to nobody, and is not replayed.
+    pub quarantined: u64,
+    /// What Stripe took, then threw away, and is not replayed.
+    pub rejected: u64,
+}
+
+impl Book {
+    /// What became of a meter's quantities.
+    #[must_use]
+    pub fn totals(&self, meter: &MeterId) -> BookTotals {
+        let of = |map: &BTreeMap<MeterId, u64>| map.get(meter).copied().unwrap_or(0);
+        let entry = self.meters.get(meter);
+        let (reported, quarantined) = entry.map_or((0, 0), |entry| (entry.reported, entry.quarantined));
+        let (rejected, replayed) = (of(&self.rejected), of(&self.replayed));
+        // A replay takes the rejected quantities first, then the quarantined ones.
+        BookTotals {
+            reported: reported.saturating_sub(rejected),
+            carried: of(&self.carried_out),
+            quarantined: quarantined.saturating_sub(replayed.saturating_sub(rejected)),
+            rejected: rejected.saturating_sub(replayed),
+        }
+    }
 }
 
 /// What the reporter knows of one meter of a tally.

@@ -123,6 +123,7 @@ pub fn decide(
         subscription,
         overdue,
         segments,
+        final_through: before.map(|account| account.final_through.clone()).unwrap_or_default(),
         clock_offset_secs,
         fetched_at_ms: fetch_began_ms,
         announced: before.map_or_else(Announced::default, |account| account.announced.clone()),

@@ -10,7 +10,7 @@ use aws_sdk_dynamodb::{
 };
 use serde::Deserialize;
 
-use super::{Changes, Item, Store, from_item, text, to_item, unavailable};
+use super::{Changes, Item, Store, from_item, number, text, to_item, unavailable};
 use crate::{
     domain::{
         counting::{Batch, Billing, Judged, LedgerRow, TallyChange},
@@ -90,6 +90,8 @@ impl Store {
         }
         changes.set("counted_at_hour", text(now.hour().to_string()));
         if let Some(billing) = &tally.billing {
+            // In the index beside the key, so that the reporter finds what is to be reported at its segment's end.
+            changes.set("segment_end", number(billing.segment_end.as_secs()));
             let billing = serde_dynamo::to_attribute_value::<_, AttributeValue>(billing);
             changes.set("billing", billing.map_err(super::unreadable(WRITE))?);
             // These change at most once an hour, so the index is written at most once an hour and tally. The free tier is

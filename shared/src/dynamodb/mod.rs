@@ -9,6 +9,7 @@
 
 mod accounts;
 mod books;
+mod control;
 mod ledger;
 mod quarantine;
 

@@ -12,8 +12,8 @@ use tokentill::{
         time::EpochSecs,
     },
     ports::{
-        AccountChange, Accounts, Books, Commit, CustomerRecord, DueAccounts, Ledger, Quarantine, Quarantined, Touched,
-        Unavailable, Written,
+        AccountChange, Accounts, Books, Commit, CustomerRecord, DueAccounts, Ledger, MeterErrors, Quarantine, Quarantined,
+        Touched, Unavailable, Written,
     },
 };
 
@@ -201,6 +201,16 @@ impl<P: Books> Books for Faulty<P> {
 
     async fn set_settled_through(&self, hour: EpochSecs) -> Result<(), Unavailable> {
         self.call("set_settled_through", self.port.set_settled_through(hour)).await
+    }
+}
+
+impl<P: MeterErrors> MeterErrors for Faulty<P> {
+    async fn note_meter_error(&self, said_at: EpochSecs) -> Result<(), Unavailable> {
+        self.call("note_meter_error", self.port.note_meter_error(said_at)).await
+    }
+
+    async fn last_meter_error(&self) -> Result<Option<EpochSecs>, Unavailable> {
+        self.call("last_meter_error", self.port.last_meter_error()).await
     }
 }
 

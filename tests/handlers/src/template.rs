@@ -135,10 +135,13 @@ fn attributes(definitions: &Value) -> Vec<AttributeDefinition> {
 fn indexes(declared: &Value) -> Option<Vec<GlobalSecondaryIndex>> {
     let index = |element: &Value| {
         let projection = ProjectionType::from(text(&element["Projection"], "ProjectionType"));
+        let beside: Vec<String> =
+            list(&element["Projection"]["NonKeyAttributes"]).iter().filter_map(|name| name.as_str().map(str::to_owned)).collect();
+        let beside = Some(beside).filter(|names| !names.is_empty());
         let index = GlobalSecondaryIndex::builder()
             .index_name(text(element, "IndexName"))
             .set_key_schema(Some(keys(&element["KeySchema"])))
-            .projection(Projection::builder().projection_type(projection).build());
+            .projection(Projection::builder().projection_type(projection).set_non_key_attributes(beside).build());
         index.build().expect("an index is whole")
     };
     Some(list(declared).iter().map(index).collect::<Vec<_>>()).filter(|indexes| !indexes.is_empty())
