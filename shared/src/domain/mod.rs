@@ -8,6 +8,7 @@
 pub mod access;
 pub mod account;
 pub mod counting;
+pub mod destination;
 pub mod envelope;
 pub mod facts;
 pub mod hint;
@@ -15,6 +16,7 @@ pub mod id;
 pub mod notice;
 pub mod period;
 pub mod price_list;
+pub mod read_back;
 pub mod report;
 pub mod segment;
 pub mod signature;

@@ -2,7 +2,10 @@
 //!
 //! A report is fixed before it is sent: the reporter writes the intent (identifier, quantity, minute), then sends it, then
 //! confirms it. Whatever crashes between these steps, the same report is sent again under the same identifier, and Stripe
-//! takes it once. An intent whose fate is unknown for too long is not resent blindly, because Stripe forgets identifiers.
+//! takes it once. An intent whose fate is unknown for too long is not resent blindly, because Stripe forgets identifiers; that
+//! one minute's meter summary decides it.
+//!
+//! A book balances: counted + carried in + replayed = reported + quarantined + carried out + under way + [`unreported`].
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -20,6 +23,8 @@ pub const MAX_REPORT_QUANTITY: u64 = 999_999_999_999_999;
 /// After this long since its first attempt an intent of unknown fate is not resent: Stripe keeps identifiers for at least 24
 /// hours, and clocks and queues take their share.
 pub const RESEND_WITHIN_SECS: i64 = 20 * HOUR_SECS;
+/// How long Stripe's summaries may take to show what arrived.
+pub const SUMMARY_SETTLES_SECS: i64 = HOUR_SECS;
 
 /// One report as it is sent: one meter event. Fixed before the first attempt, and the same at every further one.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -78,6 +83,9 @@ pub struct Book {
     /// When something was last confirmed, by our own clock.
     #[serde(default)]
     pub confirmed_at: Option<EpochSecs>,
+    /// When the reporter has to come back to it although nothing is counted, a real moment.
+    #[serde(default)]
+    pub due_at: Option<EpochSecs>,
     /// What Stripe's meters showed when they were last read back.
     #[serde(default)]
     pub checked: BTreeMap<MeterId, Check>,
@@ -113,18 +121,71 @@ impl Book {
     /// What became of a meter's quantities.
     #[must_use]
     pub fn totals(&self, meter: &MeterId) -> BookTotals {
-        let of = |map: &BTreeMap<MeterId, u64>| map.get(meter).copied().unwrap_or(0);
         let entry = self.meters.get(meter);
         let (reported, quarantined) = entry.map_or((0, 0), |entry| (entry.reported, entry.quarantined));
-        let (rejected, replayed) = (of(&self.rejected), of(&self.replayed));
+        let (rejected, replayed) = (of(&self.rejected, meter), of(&self.replayed, meter));
         // A replay takes the rejected quantities first, then the quarantined ones.
         BookTotals {
             reported: reported.saturating_sub(rejected),
-            carried: of(&self.carried_out),
+            carried: of(&self.carried_out, meter),
             quarantined: quarantined.saturating_sub(replayed.saturating_sub(rejected)),
             rejected: rejected.saturating_sub(replayed),
         }
     }
+
+    /// Has everything reported once more that Stripe threw away or refused. Returns whether there is anything.
+    pub fn replay(&mut self) -> bool {
+        let mut any = false;
+        let meters: BTreeSet<MeterId> = self.meters.keys().chain(self.rejected.keys()).cloned().collect();
+        for meter in meters {
+            let totals = self.totals(&meter);
+            let again = totals.rejected.saturating_add(totals.quarantined);
+            if again > 0 {
+                add(&mut self.replayed, &meter, again);
+                any = true;
+            }
+        }
+        any
+    }
+}
+
+pub(super) fn of(map: &BTreeMap<MeterId, u64>, meter: &MeterId) -> u64 {
+    map.get(meter).copied().unwrap_or(0)
+}
+
+pub(super) fn add(map: &mut BTreeMap<MeterId, u64>, meter: &MeterId, quantity: u64) {
+    let sum = map.entry(meter.clone()).or_insert(0);
+    *sum = sum.saturating_add(quantity);
+}
+
+impl Tally {
+    /// A tally of which nothing is counted: what a book has that only holds carried quantities.
+    #[must_use]
+    pub fn without_usage(user_id: &UserId, tally_key: &str, day: UtcDay, billing: Billing) -> Self {
+        let (user_id, tally_key) = (user_id.clone(), tally_key.to_owned());
+        Self { user_id, tally_key, day, billing: Some(billing), counted: BTreeMap::new() }
+    }
+
+    /// What the tally has to account for of a meter: what was counted, and what was carried here.
+    #[must_use]
+    pub fn owed(&self, book: &Book, meter: &MeterId) -> u64 {
+        of(&self.counted, meter).saturating_add(of(&book.carried_in, meter))
+    }
+}
+
+/// What is neither reported nor quarantined nor handed on nor under way of a billed tally, for each meter that has any.
+#[must_use]
+pub fn unreported(tally: &Tally, book: &Book) -> BTreeMap<MeterId, u64> {
+    let Some(billing) = &tally.billing else { return BTreeMap::new() };
+    let meters: BTreeSet<&MeterId> = billing.billed.iter().chain(book.carried_in.keys()).collect();
+    let left = |meter: &MeterId| {
+        let entry = book.meters.get(meter);
+        let under_way = entry.and_then(|entry| entry.intent.as_ref()).map_or(0, |intent| intent.quantity);
+        let settled = entry.map_or(0, |entry| entry.reported.saturating_add(entry.quarantined));
+        let gone = settled.saturating_add(of(&book.carried_out, meter)).saturating_add(under_way);
+        tally.owed(book, meter).saturating_add(of(&book.replayed, meter)).saturating_sub(gone)
+    };
+    meters.into_iter().map(|meter| (meter.clone(), left(meter))).filter(|(_, quantity)| *quantity > 0).collect()
 }
 
 /// What the reporter knows of one meter of a tally.
@@ -171,38 +232,32 @@ pub enum Fate {
     Delivered,
     /// Stripe will never take it.
     Refused,
+    /// Stripe never got it: its quantity is to be reported anew.
+    Lost,
     /// Nobody knows, or not yet: the intent stays.
     Unknown,
 }
 
-/// Writes an intent for every billed meter of which more was counted than reported, refused or under way.
-///
-/// `now` is the real moment; a test clock's offset is the one at which the tally was last counted. Returns whether the book
-/// changed.
+/// Writes an intent for every meter of which something is unreported and nothing under way. `minute` is what the reports
+/// carry, and `now` the real moment. Returns whether the book changed.
 pub fn intend(
     tally: &Tally,
     book: &mut Book,
     prices: &PriceList,
+    minute: EpochSecs,
     now: EpochSecs,
     mut identifier: impl FnMut() -> String,
 ) -> bool {
     let Some(billing) = &tally.billing else { return false };
-    let local_now = now.plus_secs(billing.clock_offset_secs);
-    let Some(minute) = reporting_minute(tally.day, billing, local_now) else { return false };
     let mut changed = false;
-    for meter in &billing.billed {
+    for (meter, quantity) in unreported(tally, book) {
         // A meter that is no longer in the price list stays unsettled, and is seen as such, until it is there again.
-        let Some(event_name) = prices.meter(meter).map(|meter| meter.event_name.clone()) else { continue };
-        let counted = tally.counted.get(meter).copied().unwrap_or(0);
-        let entry = book.meters.get(meter).cloned().unwrap_or_default();
+        let Some(event_name) = prices.meter(&meter).map(|meter| meter.event_name.clone()) else { continue };
+        let entry = book.meters.get(&meter).cloned().unwrap_or_default();
         if entry.intent.is_some() {
             continue;
         }
-        let settled = entry.reported.saturating_add(entry.quarantined);
-        let quantity = counted.saturating_sub(settled).min(MAX_REPORT_QUANTITY);
-        if quantity == 0 {
-            continue;
-        }
+        let quantity = quantity.min(MAX_REPORT_QUANTITY);
         let confirmed_before = if entry.last_minute == Some(minute) { entry.confirmed_in_last_minute } else { 0 };
         let intent = Intent {
             customer: billing.customer_id.clone(),
@@ -213,7 +268,7 @@ pub fn intend(
             confirmed_before,
             first_attempt_at: now,
         };
-        book.meters.insert(meter.clone(), MeterBook { intent: Some(intent), ..entry });
+        book.meters.insert(meter, MeterBook { intent: Some(intent), ..entry });
         changed = true;
     }
     changed
@@ -240,18 +295,38 @@ pub fn to_send(book: &Book, now: EpochSecs) -> Vec<(MeterId, MeterReport)> {
         .collect()
 }
 
+fn is_overdue(intent: &Intent, now: EpochSecs) -> bool {
+    now.secs_since(intent.first_attempt_at) >= RESEND_WITHIN_SECS
+}
+
 /// The meters whose report is of unknown fate for too long to be resent.
 #[must_use]
-pub fn overdue_intents(book: &Book, now: EpochSecs) -> BTreeSet<&MeterId> {
+pub fn overdue_intents(book: &Book, now: EpochSecs) -> BTreeMap<&MeterId, &Intent> {
+    let overdue = |entry: &'_ MeterBook| entry.intent.as_ref().is_some_and(|intent| is_overdue(intent, now));
     book.meters
         .iter()
-        .filter(|(_, entry)| entry.intent.as_ref().is_some_and(|intent| is_overdue(intent, now)))
-        .map(|(meter, _)| meter)
+        .filter(|(_, entry)| overdue(entry))
+        .filter_map(|(meter, entry)| Some((meter, entry.intent.as_ref()?)))
         .collect()
 }
 
-fn is_overdue(intent: &Intent, now: EpochSecs) -> bool {
-    now.secs_since(intent.first_attempt_at) >= RESEND_WITHIN_SECS
+/// Whether a minute's summary, read now, tells what became of an overdue report: its last attempt is then long enough ago.
+#[must_use]
+pub fn can_be_decided(intent: &Intent, now: EpochSecs) -> bool {
+    now.secs_since(intent.first_attempt_at) >= RESEND_WITHIN_SECS.saturating_add(SUMMARY_SETTLES_SECS)
+}
+
+/// What became of an overdue report, by what Stripe's meter has in its minute. Anything but the two sums it can be leaves it
+/// to a person.
+#[must_use]
+pub fn decided(intent: &Intent, in_minute: u64) -> Fate {
+    if in_minute == intent.confirmed_before {
+        Fate::Lost
+    } else if in_minute == intent.confirmed_before.saturating_add(intent.quantity) {
+        Fate::Delivered
+    } else {
+        Fate::Unknown
+    }
 }
 
 /// Enters what became of a meter's report.
@@ -268,21 +343,14 @@ pub fn settle(book: &mut Book, meter: &MeterId, fate: Fate) {
             entry.confirmed_in_last_minute = intent.confirmed_before.saturating_add(intent.quantity);
         }
         Fate::Refused => entry.quarantined = entry.quarantined.saturating_add(intent.quantity),
-        Fate::Unknown => {}
+        Fate::Lost | Fate::Unknown => {}
     }
 }
 
-/// Whether all that was counted of the tally is reported or quarantined, so that it need not be looked at again.
+/// Whether nothing of the tally is left to report and nothing is under way.
 #[must_use]
 pub fn is_settled(tally: &Tally, book: &Book) -> bool {
-    let Some(billing) = &tally.billing else { return true };
-    billing.billed.iter().all(|meter| {
-        let counted = tally.counted.get(meter).copied().unwrap_or(0);
-        match book.meters.get(meter) {
-            None => counted == 0,
-            Some(entry) => entry.intent.is_none() && entry.reported.saturating_add(entry.quarantined) >= counted,
-        }
-    })
+    tally.billing.is_none() || (book.meters.values().all(|entry| entry.intent.is_none()) && unreported(tally, book).is_empty())
 }
 
 /// The day whose tally counts usage of that day within a segment: the day itself, unless what the segment has of it holds no
@@ -302,10 +370,15 @@ fn first_whole_minute(from: EpochSecs) -> EpochSecs {
 /// begun. So no two tallies of a customer ever share a minute, and a minute's summary speaks of one book alone.
 ///
 /// A slice without a whole minute that has begun takes its first whole minute, which may lie up to a minute ahead (Stripe takes
-/// five). `None` if the slice holds no whole minute at all.
-fn reporting_minute(day: UtcDay, billing: &Billing, local_now: EpochSecs) -> Option<EpochSecs> {
-    let first = billing.segment_start.max(day.start());
-    let last = billing.segment_end.min(day.end()).plus_secs(-1);
+/// five). `None` if the slice holds no whole minute that has begun.
+pub(super) fn reporting_minute(
+    day: UtcDay,
+    segment_start: EpochSecs,
+    segment_end: EpochSecs,
+    local_now: EpochSecs,
+) -> Option<EpochSecs> {
+    let first = segment_start.max(day.start());
+    let last = segment_end.min(day.end()).plus_secs(-1);
     let latest = last.min(local_now).minute();
     if latest >= first {
         return Some(latest);
@@ -346,8 +419,8 @@ mod tests {
     const SEGMENT: (&str, &str) = ("2026-11-10T08:30:15Z", "2026-12-10T08:30:15Z");
 
     fn minute(day: &str, now: &str) -> String {
-        let tally = tally(day, SEGMENT, 1);
-        reporting_minute(tally.day, tally.billing.as_ref().unwrap(), at(now)).map_or("-".into(), |minute| minute.to_string())
+        let day = UtcDay::parse(day).unwrap();
+        reporting_minute(day, at(SEGMENT.0), at(SEGMENT.1), at(now)).map_or("-".into(), |minute| minute.to_string())
     }
 
     #[test]
@@ -362,8 +435,9 @@ mod tests {
         ] {
             assert_eq!(minute(day, now), expected, "{day} at {now}");
         }
-        let short = tally("2026-11-10", ("2026-11-10T08:30:15Z", "2026-11-10T08:30:59Z"), 1);
-        assert_eq!(reporting_minute(short.day, short.billing.as_ref().unwrap(), at("2026-11-11T00:00:00Z")), None);
+        let day = UtcDay::parse("2026-11-10").unwrap();
+        let short = reporting_minute(day, at("2026-11-10T08:30:15Z"), at("2026-11-10T08:30:59Z"), at("2026-11-11T00:00:00Z"));
+        assert_eq!(short, None);
     }
 
     #[test]
@@ -385,7 +459,7 @@ mod tests {
         let prices = PriceList::shipped().unwrap();
         let mut book = Book::default();
         let mut tally = tally("2026-11-20", SEGMENT, 10);
-        assert!(intend(&tally, &mut book, &prices, now, || "id-1".into()));
+        assert!(intend(&tally, &mut book, &prices, now.minute(), now, || "id-1".into()));
         let sent = to_send(&book, now);
         assert_eq!(sent[0].1.identifier, "id-1");
         assert_eq!((sent.len(), sent[0].1.quantity, sent[0].1.minute), (1, 10, at("2026-11-20T12:00:00Z")));
@@ -393,12 +467,12 @@ mod tests {
         // More is counted meanwhile, and the fate of the first report stays unknown: it is sent again as it was.
         tally.counted.insert(requests.clone(), 15);
         settle(&mut book, &requests, Fate::Unknown);
-        assert!(!intend(&tally, &mut book, &prices, now.plus_secs(600), || "id-2".into()));
+        assert!(!intend(&tally, &mut book, &prices, now.minute(), now.plus_secs(600), || "id-2".into()));
         assert_eq!(to_send(&book, now.plus_secs(600)), sent);
         assert!(!is_settled(&tally, &book));
 
         settle(&mut book, &requests, Fate::Delivered);
-        assert!(intend(&tally, &mut book, &prices, now, || "id-2".into()));
+        assert!(intend(&tally, &mut book, &prices, now.minute(), now, || "id-2".into()));
         let intent = book.meters[&requests].intent.clone().unwrap();
         assert_eq!((intent.quantity, intent.confirmed_before), (5, 10));
         settle(&mut book, &requests, Fate::Delivered);
@@ -411,12 +485,15 @@ mod tests {
         let now = at("2026-11-20T12:00:30Z");
         let (mut book, tally) = (Book::default(), tally("2026-11-20", SEGMENT, 10));
         let prices = PriceList::shipped().unwrap();
-        intend(&tally, &mut book, &prices, now, || "id-1".into());
+        intend(&tally, &mut book, &prices, now.minute(), now, || "id-1".into());
         let last = now.plus_secs(RESEND_WITHIN_SECS - 1);
         assert_eq!((to_send(&book, last).len(), overdue_intents(&book, last).len()), (1, 0));
         let late = now.plus_secs(RESEND_WITHIN_SECS);
         assert_eq!((to_send(&book, late).len(), overdue_intents(&book, late).len()), (0, 1));
-        assert!(!intend(&tally, &mut book, &prices, late, || "id-2".into()), "and nothing new is reported past it");
+        assert!(
+            !intend(&tally, &mut book, &prices, late.minute(), late, || "id-2".into()),
+            "and nothing new is reported past it"
+        );
     }
 
     #[test]
@@ -427,9 +504,9 @@ mod tests {
         let mut free = tally("2026-11-20", SEGMENT, 10);
         free.billing = None;
         let mut book = Book::default();
-        assert!(!intend(&free, &mut book, &prices, now, || unreachable!()) && is_settled(&free, &book));
+        assert!(!intend(&free, &mut book, &prices, now.minute(), now, || unreachable!()) && is_settled(&free, &book));
         let billed = tally("2026-11-20", SEGMENT, 10);
-        intend(&billed, &mut book, &prices, now, || "id-1".into());
+        intend(&billed, &mut book, &prices, now.minute(), now, || "id-1".into());
         settle(&mut book, &requests, Fate::Refused);
         assert_eq!((book.meters[&requests].reported, book.meters[&requests].quarantined), (0, 10));
         assert!(is_settled(&billed, &book));
@@ -449,14 +526,14 @@ mod tests {
             for (counted, fate) in steps {
                 *tally.counted.get_mut(&requests).unwrap() += counted;
                 now = now.plus_secs(61);
-                intend(&tally, &mut book, &prices, now, || { next += 1; next.to_string() });
+                intend(&tally, &mut book, &prices, now.minute(), now, || { next += 1; next.to_string() });
                 settle(&mut book, &requests, [Fate::Delivered, Fate::Refused, Fate::Unknown][usize::from(fate)]);
                 let entry = book.meters.get(&requests).cloned().unwrap_or_default();
                 let under_way = entry.intent.as_ref().map_or(0, |intent| intent.quantity);
                 prop_assert!(entry.reported + entry.quarantined + under_way <= tally.counted[&requests]);
             }
             for _ in 0..2 {
-                intend(&tally, &mut book, &prices, now, || { next += 1; next.to_string() });
+                intend(&tally, &mut book, &prices, now.minute(), now, || { next += 1; next.to_string() });
                 settle(&mut book, &requests, Fate::Delivered);
             }
             let entry = book.meters.get(&requests).cloned().unwrap_or_default();

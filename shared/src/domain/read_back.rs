@@ -1,0 +1,199 @@
+//! Reading back: whether what was reported is what Stripe has, by customer, meter and UTC day.
+//!
+//! Every report carries a minute of its tally's own day, so a day's meter summary speaks of that day's books alone, wherever
+//! periods begin and end within it. Nothing is corrected here: a difference is shown, and what Stripe itself said it threw
+//! away is entered as rejected.
+
+use super::{
+    counting::Billing,
+    id::MeterId,
+    report::{Book, Check, SUMMARY_SETTLES_SECS, Tally, add},
+    time::{DAY_SECS, EpochSecs, HOUR_SECS, MINUTE_SECS},
+};
+
+/// How long after its day a book is read back.
+const AFTER_DAY_SECS: i64 = 2 * HOUR_SECS;
+/// How long before its invoice is final the last days of a period are read back, and reported if anything is left.
+pub const BEFORE_FINAL_SECS: i64 = 15 * MINUTE_SECS;
+/// How long a difference is looked at again, day by day.
+const WATCHED_FOR_SECS: i64 = 35 * DAY_SECS;
+/// How much older than Stripe's word of an asynchronous rejection a report may be that it speaks of.
+const REJECTED_WITHIN_SECS: i64 = 25 * HOUR_SECS;
+
+/// When a book is to be read back at the latest, a real moment: two hours after its day, and in time before its period's invoice
+/// is final.
+#[must_use]
+pub fn due_at(tally: &Tally, billing: &Billing, offset_secs: i64, now: EpochSecs, final_after_secs: i64) -> EpochSecs {
+    let after_day = tally.day.end().plus_secs(AFTER_DAY_SECS);
+    let in_time = billing.segment_end.plus_secs(final_after_secs.saturating_sub(BEFORE_FINAL_SECS));
+    let real = after_day.min(in_time.max(tally.day.start())).plus_secs(offset_secs.saturating_neg());
+    // What is reported late is read back once Stripe's summaries can show it.
+    if real > now { real } else { now.plus_secs(SUMMARY_SETTLES_SECS) }
+}
+
+/// Whether something was confirmed since the book was last read back.
+#[must_use]
+pub fn is_unchecked(book: &Book) -> bool {
+    let Some(confirmed_at) = book.confirmed_at else { return false };
+    let reported = book.meters.iter().filter(|(_, entry)| entry.reported > 0);
+    reported.map(|(meter, _)| book.checked.get(meter)).any(|check| check.is_none_or(|check| check.at < confirmed_at))
+}
+
+/// What a comparison comes to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Finding {
+    /// Stripe has what was reported.
+    Equal,
+    /// It may not show yet what was confirmed last.
+    TooEarly,
+    /// Stripe has less, and had said that it threw usage away.
+    Rejected(u64),
+    /// Stripe has less or more.
+    Different,
+}
+
+/// Compares a check. `confirmed_at` is when anything of that day was last confirmed, and `rejections_at` when Stripe last
+/// said that it threw usage away, if it ever did.
+#[must_use]
+pub fn compare(check: &Check, confirmed_at: Option<EpochSecs>, rejections_at: Option<EpochSecs>) -> Finding {
+    if check.stripe == check.reported {
+        return Finding::Equal;
+    }
+    if confirmed_at.is_some_and(|confirmed_at| check.at.secs_since(confirmed_at) < SUMMARY_SETTLES_SECS) {
+        return Finding::TooEarly;
+    }
+    let missing = check.reported.saturating_sub(check.stripe);
+    let was_announced = confirmed_at.zip(rejections_at).is_some_and(|(confirmed, rejections)| {
+        rejections.secs_since(confirmed) >= -REJECTED_WITHIN_SECS && rejections.secs_since(confirmed) <= WATCHED_FOR_SECS
+    });
+    if missing > 0 && was_announced { Finding::Rejected(missing) } else { Finding::Different }
+}
+
+/// Whether a difference is worth an alarm: a thousandth of what was reported, and at least one.
+#[must_use]
+pub fn is_alarming(check: &Check) -> bool {
+    check.stripe.abs_diff(check.reported) >= check.reported.div_ceil(1_000).max(1)
+}
+
+/// Enters what Stripe threw away, as far as this book has reported it. Returns how much that is.
+pub fn reject(book: &mut Book, meter: &MeterId, missing: u64) -> u64 {
+    let rejected = missing.min(book.totals(meter).reported);
+    add(&mut book.rejected, meter, rejected);
+    rejected
+}
+
+/// When a book that was read back has to be read back again: daily while something differs and Stripe's summaries reach.
+#[must_use]
+pub fn next_look(tally: &Tally, book: &Book, local_now: EpochSecs, now: EpochSecs) -> Option<EpochSecs> {
+    let differs = book.checked.values().any(|check| check.stripe != check.reported);
+    let watched = local_now.secs_since(tally.day.end()) < WATCHED_FOR_SECS;
+    (differs && watched).then(|| now.plus_secs(DAY_SECS))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+    use crate::domain::{account::tests::subscribed, report::MeterBook, time::UtcDay};
+
+    fn at(text: &str) -> EpochSecs {
+        EpochSecs::parse_rfc3339(text).unwrap()
+    }
+
+    fn tally(day: &str) -> Tally {
+        let account = subscribed("2026-11-10T08:30:15Z");
+        let segment = &account.segments[0];
+        let billing = Billing {
+            customer_id: segment.customer.clone(),
+            subscription_id: segment.subscription.clone(),
+            plan: None,
+            billed: segment.billed.clone(),
+            segment_start: segment.start,
+            segment_end: segment.end,
+            clock_offset_secs: 0,
+        };
+        Tally::without_usage(&account.user_id, "key", UtcDay::parse(day).unwrap(), billing)
+    }
+
+    #[test]
+    fn a_book_is_read_back_after_its_day_and_before_its_invoice_is_final() {
+        for (day, now, expected) in [
+            ("2026-11-20", "2026-11-20T12:00:00Z", "2026-11-21T02:00:00Z"),
+            ("2026-12-10", "2026-12-10T08:00:00Z", "2026-12-10T09:15:15Z"),
+            ("2026-12-09", "2026-12-09T08:00:00Z", "2026-12-10T02:00:00Z"),
+            ("2026-11-20", "2026-11-25T12:00:00Z", "2026-11-25T13:00:00Z"),
+        ] {
+            let tally = tally(day);
+            let due = due_at(&tally, tally.billing.as_ref().unwrap(), 0, at(now), HOUR_SECS);
+            assert_eq!(due.to_string(), expected, "{day} at {now}");
+        }
+        let tally = tally("2027-11-20");
+        let offset = 365 * DAY_SECS;
+        let due = due_at(&tally, tally.billing.as_ref().unwrap(), offset, at("2026-11-20T12:00:00Z"), HOUR_SECS);
+        assert_eq!(due.to_string(), "2026-11-20T13:00:00Z", "that test clock's period is long over");
+    }
+
+    fn check(reported: u64, stripe: u64) -> Check {
+        Check { at: at("2026-11-21T02:00:00Z"), counted: reported, reported, stripe }
+    }
+
+    #[test]
+    fn only_what_stripe_said_it_threw_away_is_rejected_and_only_once_its_summaries_can_tell() {
+        let confirmed = Some(at("2026-11-21T00:59:59Z"));
+        let early = Some(at("2026-11-21T01:00:01Z"));
+        let said = Some(at("2026-11-21T01:10:00Z"));
+        assert_eq!(compare(&check(10, 10), early, said), Finding::Equal);
+        assert_eq!(compare(&check(10, 7), early, said), Finding::TooEarly);
+        assert_eq!(compare(&check(10, 7), confirmed, said), Finding::Rejected(3));
+        assert_eq!(compare(&check(10, 7), confirmed, None), Finding::Different);
+        assert_eq!(
+            compare(&check(10, 7), confirmed, Some(at("2026-11-19T23:00:00Z"))),
+            Finding::Different,
+            "that was older usage"
+        );
+        assert_eq!(compare(&check(10, 11), confirmed, said), Finding::Different);
+    }
+
+    #[test]
+    fn a_thousandth_is_alarming_and_so_is_one() {
+        for (reported, stripe, expected) in
+            [(0, 0, false), (0, 1, true), (10, 9, true), (5_000, 4_996, false), (5_000, 4_995, true), (5_000, 5_005, true)]
+        {
+            assert_eq!(is_alarming(&check(reported, stripe)), expected, "{reported} {stripe}");
+        }
+    }
+
+    #[test]
+    fn what_is_rejected_or_refused_is_reported_once_more_when_it_is_replayed() {
+        let requests = MeterId::new("requests").unwrap();
+        let mut tally = tally("2026-11-20");
+        tally.counted.insert(requests.clone(), 12);
+        let entry = MeterBook { reported: 10, quarantined: 2, ..MeterBook::default() };
+        let mut book = Book { meters: BTreeMap::from([(requests.clone(), entry)]), ..Book::default() };
+        assert_eq!(reject(&mut book, &requests, 11), 10, "no more than was reported");
+        assert_eq!((book.totals(&requests).reported, book.totals(&requests).rejected), (0, 10));
+        assert!(book.replay());
+        assert_eq!(crate::domain::report::unreported(&tally, &book)[&requests], 12);
+        assert_eq!((book.totals(&requests).rejected, book.totals(&requests).quarantined), (0, 0));
+        assert!(!book.replay(), "once");
+    }
+
+    #[test]
+    fn a_difference_is_looked_at_daily_and_what_was_confirmed_since_is_unchecked() {
+        let requests = MeterId::new("requests").unwrap();
+        let now = at("2026-11-21T02:00:00Z");
+        let entry = MeterBook { reported: 10, ..MeterBook::default() };
+        let mut book = Book { meters: BTreeMap::from([(requests.clone(), entry)]), ..Book::default() };
+        book.confirmed_at = Some(at("2026-11-20T23:00:00Z"));
+        assert!(is_unchecked(&book));
+        book.checked.insert(requests.clone(), check(10, 10));
+        assert!(!is_unchecked(&book));
+        assert_eq!(next_look(&tally("2026-11-20"), &book, now, now), None);
+        book.checked.insert(requests, check(10, 9));
+        assert_eq!(next_look(&tally("2026-11-20"), &book, now, now), Some(at("2026-11-22T02:00:00Z")));
+        assert_eq!(next_look(&tally("2026-10-01"), &book, now, now), None);
+        book.confirmed_at = Some(at("2026-11-21T02:00:01Z"));
+        assert!(is_unchecked(&book));
+    }
+}
