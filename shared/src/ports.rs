@@ -442,7 +442,8 @@ pub enum StripeError {
     Unavailable {
         /// What happened: a timeout, a broken connection, 429, 5xx.
         reason: String,
-        /// How long Stripe asks to wait.
+        /// How long Stripe asks all callers to wait: told, or one second where it names a rate limit. A lock on one object
+        /// (429 `lock_timeout`) asks nobody else to wait.
         retry_after_secs: Option<u32>,
         /// Stripe's name of the request, if an answer came.
         request_id: String,

@@ -19,7 +19,7 @@ use tokentill::{
         report::MeterReport,
         time::EpochSecs,
     },
-    ports::{Delivered, MeterSink as _, StripeError, StripeState as _},
+    ports::{Delivered, MeterSink as _, MeterSummaries as _, StripeError, StripeState as _},
     stripe::{FixedKey, KeySource, Limits, SecretKey, Stripe, StripeClient},
 };
 
@@ -466,6 +466,27 @@ async fn a_short_retry_after_is_waited_and_a_long_one_is_the_callers() {
 }
 
 #[tokio::test]
+async fn a_429_says_whether_it_is_a_limit_for_all_or_a_lock_on_one_object() {
+    let outcome = async |code: &'static str, headers: fn() -> Vec<(&'static str, String)>| {
+        let body = json!({ "error": { "type": "invalid_request_error", "code": code } }).to_string();
+        let server = Server::start(move |_, _| Reply::Answer(429, headers(), body.clone()));
+        let started = Instant::now();
+        let outcome = server.stripe().send(&report()).await;
+        let Err(StripeError::Unavailable { reason, retry_after_secs, .. }) = outcome else { panic!("{outcome:?}") };
+        (reason, retry_after_secs, server.received().len(), started.elapsed() >= Duration::from_secs(2))
+    };
+    // A rate is a limit by the second: two repetitions take two seconds at least, and the caller is asked to hold everything.
+    let limited = outcome("rate_limit", || vec![("Stripe-Rate-Limited-Reason", "endpoint-rate".to_owned())]).await;
+    assert_eq!(limited, ("HTTP 429 rate_limit (endpoint-rate)".to_owned(), Some(1), 3, true));
+    let told = outcome("rate_limit", || {
+        vec![("Stripe-Rate-Limited-Reason", "global-rate".to_owned()), ("Retry-After", "20".to_owned())]
+    });
+    assert_eq!(told.await, ("HTTP 429 rate_limit (global-rate)".to_owned(), Some(20), 1, false));
+    let locked = outcome("lock_timeout", Vec::new).await;
+    assert_eq!(locked, ("HTTP 429 lock_timeout".to_owned(), None, 3, false));
+}
+
+#[tokio::test]
 async fn any_other_post_is_repeated_only_under_the_callers_idempotency_key() {
     let server = Server::start(|_, _| error(500, "api_error"));
     let request =
@@ -788,6 +809,91 @@ async fn a_subscription_with_more_items_than_it_shows_has_them_all_read() {
 }
 
 // ---------------------------------------------------------------------------------------------------------------------------
+// What meters have
+// ---------------------------------------------------------------------------------------------------------------------------
+
+/// A meter as Stripe lists it.
+fn meter(id: &str, event_name: &str, status: &str, created: i64) -> Value {
+    json!({ "id": id, "object": "billing.meter", "event_name": event_name, "status": status, "created": created,
+            "default_aggregation": { "formula": "sum" }, "event_time_window": null, "livemode": false })
+}
+
+/// Summaries with these values, in the form in which JSON has them.
+fn summaries(values: &[&str], more: bool) -> Reply {
+    let data: Vec<String> = values
+        .iter()
+        .enumerate()
+        .map(|(place, value)| {
+            format!(r#"{{"id":"mtrusg_{place}","object":"billing.meter_event_summary","aggregated_value":{value}}}"#)
+        })
+        .collect();
+    Reply::Answer(200, vec![("Request-Id", "req_ok".to_owned())], format!(r#"{{"data":[{}],"has_more":{more}}}"#, data.join(",")))
+}
+
+async fn total(stripe: &Stripe<FixedKey>, event_name: &str) -> Result<u64, StripeError> {
+    let day = EpochSecs::new(1_795_305_600);
+    stripe.total(event_name, &cus("cus_ada"), day, day.plus_days(1)).await
+}
+
+#[tokio::test]
+async fn a_meters_total_is_the_sum_of_all_pages_of_the_active_or_else_the_newest_meter() {
+    let server = Server::start(|request, _| match (request.path.as_str(), request.query.as_str()) {
+        ("/v1/billing/meters", "limit=100") => ok(&json!({ "has_more": true, "data": [
+            meter("mtr_newer", "calls", "inactive", 30), meter("mtr_other", "requests", "inactive", 29), meter("mtr_second", "twins", "inactive", 20),
+        ] })),
+        ("/v1/billing/meters", "limit=100&starting_after=mtr_second") => ok(&list(json!([
+            meter("mtr_first", "twins", "inactive", 20),
+            meter("mtr_active", "calls", "active", 10),
+            meter("mtr_old", "requests", "inactive", 9),
+        ]))),
+        (
+            "/v1/billing/meters/mtr_active/event_summaries",
+            "customer=cus_ada&end_time=1795392000&limit=100&start_time=1795305600",
+        ) => summaries(&["2.0", "40"], true),
+        ("/v1/billing/meters/mtr_active/event_summaries", query) if query.contains("starting_after=mtrusg_1") => {
+            summaries(&["900719925474099.0"], false)
+        }
+        ("/v1/billing/meters/mtr_other/event_summaries", _) => summaries(&[], false),
+        ("/v1/billing/meters/mtr_second/event_summaries", _) => summaries(&["1e3"], false),
+        other => panic!("{other:?}"),
+    });
+    let stripe = server.stripe();
+    assert_eq!(total(&stripe, "calls").await, Ok(42 + 900_719_925_474_099));
+    assert_eq!(total(&stripe, "requests").await, Ok(0), "the newest of two that are not active");
+    assert_eq!(total(&stripe, "twins").await, Ok(1000), "of one second, the one that Stripe lists first");
+}
+
+#[tokio::test]
+async fn a_meter_is_looked_up_once_and_one_that_is_not_there_again() {
+    let server = Server::start(|request, before| match request.path.as_str() {
+        "/v1/billing/meters" if before == 0 => ok(&list(json!([]))),
+        "/v1/billing/meters" => ok(&list(json!([meter("mtr_1", "calls", "active", 1), meter("mtr_2", "requests", "active", 1)]))),
+        _ => summaries(&["7.0"], false),
+    });
+    let stripe = server.stripe();
+    assert_eq!(total(&stripe, "calls").await, Err(StripeError::NotFound { request_id: "req_ok".to_owned() }));
+    let totals = tokio::join!(total(&stripe, "calls"), total(&stripe, "requests"), total(&stripe, "calls"));
+    assert_eq!(totals, (Ok(7), Ok(7), Ok(7)));
+    let lookups = server.received().iter().filter(|request| request.path == "/v1/billing/meters").count();
+    assert_eq!((lookups, server.received().len()), (2, 5));
+}
+
+#[tokio::test]
+async fn a_summary_that_is_no_exact_whole_number_is_not_believed() {
+    for value in ["-1.0", "1.5", "900719925474100.0", "18446744073709551616", "1e300", "null", r#""7""#, "-0.0"] {
+        let server = Server::start(move |request, _| match request.path.as_str() {
+            "/v1/billing/meters" => ok(&list(json!([meter("mtr_1", "calls", "active", 1)]))),
+            _ => summaries(&["1.0", value], false),
+        });
+        let outcome = total(&server.stripe(), "calls").await;
+        assert!(
+            matches!(&outcome, Err(StripeError::Unreadable { request_id, .. }) if request_id == "req_ok"),
+            "{value}: {outcome:?}"
+        );
+    }
+}
+
+// ---------------------------------------------------------------------------------------------------------------------------
 // The sandbox
 // ---------------------------------------------------------------------------------------------------------------------------
 
@@ -865,6 +971,57 @@ async fn a_customer_of_the_sandbox_is_read_and_reported_to() {
     assert_eq!(stripe.send(&report).await, Ok(Delivered::Before));
     let too_old = MeterReport { minute: EpochSecs::new(start).plus_days(-36), identifier: "rep_other".to_owned(), ..report };
     assert!(matches!(stripe.send(&too_old).await, Err(StripeError::Refused { status: 400, .. })));
+    sandbox.shutdown().await;
+}
+
+#[tokio::test]
+async fn what_the_sandboxs_meters_have_is_read_back() {
+    let sandbox = stripe_sandbox::Sandbox::start(0).await.unwrap();
+    let client = StripeClient::new(Some(&sandbox.url()), FixedKey(SecretKey::new(KEY).unwrap())).unwrap().with_limits(quick());
+    let stripe = Stripe::new(client);
+    let client = stripe.client();
+    let day = EpochSecs::new(1_800_057_600);
+    let clock = made(client, "/v1/test_helpers/test_clocks", json!({ "frozen_time": day.as_secs() + 43_200 })).await;
+    let new_customer = async || cus(&made(client, "/v1/customers", json!({ "test_clock": clock })).await);
+    let new_meter = async || {
+        let meter = json!({ "display_name": "Requests", "event_name": "requests", "default_aggregation": { "formula": "sum" } });
+        made(client, "/v1/billing/meters", meter).await
+    };
+    let (ada, bob) = (new_customer().await, new_customer().await);
+    let raw = async |method: StripeMethod, path: String, route: &'static str| {
+        let request = RequestBuilder::new(method, path).customize::<miniserde::json::Value>();
+        client.send(route, request).await.unwrap();
+    };
+    let total = async |customer: &CustomerId| stripe.total("requests", customer, day, day.plus_days(1)).await;
+    assert!(matches!(total(&ada).await, Err(StripeError::NotFound { .. })), "there is no such meter yet");
+
+    let retired = new_meter().await;
+    raw(StripeMethod::Post, format!("/billing/meters/{retired}/deactivate"), "/v1/billing/meters/{id}/deactivate").await;
+    new_meter().await;
+    assert_eq!(total(&ada).await, Ok(0));
+    let send = async |customer: &CustomerId, number: i64, at: i64| {
+        let (customer, identifier) = (customer.clone(), format!("rep_{customer}_{number}"));
+        let quantity = 1_u64 << number;
+        let event_name = "requests".to_owned();
+        let minute = EpochSecs::new(at);
+        let report = MeterReport { customer, event_name, identifier, quantity, minute };
+        assert_eq!(stripe.send(&report).await, Ok(Delivered::Now));
+    };
+    send(&ada, 40, day.as_secs()).await;
+    assert_eq!((total(&ada).await, total(&bob).await), (Ok(1 << 40), Ok(0)));
+    for number in 0..8 {
+        send(&ada, number, day.as_secs() + number * 3_600).await;
+    }
+    send(&ada, 8, day.as_secs() - 60).await;
+    send(&bob, 9, day.as_secs() + 60).await;
+    assert_eq!((total(&ada).await, total(&bob).await), (Ok((1 << 40) + 255), Ok(512)));
+
+    control(sandbox.url(), "/_sandbox/settings".to_owned(), "summary_lag_secs=3600").await;
+    assert_eq!(total(&ada).await, Ok(0), "Stripe's summaries lag behind");
+    control(sandbox.url(), "/_sandbox/settings".to_owned(), "summary_lag_secs=0").await;
+    raw(StripeMethod::Delete, format!("/customers/{bob}"), "/v1/customers/{id}").await;
+    assert!(matches!(total(&bob).await, Err(StripeError::NotFound { .. })));
+    assert_eq!(total(&ada).await, Ok((1 << 40) + 255));
     sandbox.shutdown().await;
 }
 

@@ -20,7 +20,7 @@ use stripe_client_core::{CustomizableStripeRequest, CustomizedStripeRequest, Req
 use super::{
     decode::ErrorBody,
     key::KeySource,
-    retry::{Backoff, Limits, is_transient},
+    retry::{Backoff, Limits, asked_wait_secs, is_transient},
 };
 use crate::ports::StripeError;
 
@@ -137,7 +137,7 @@ impl<K: KeySource> StripeClient<K> {
             log(route, request.method.as_str(), attempt, started, &result);
             let (error, again, retry_after_secs) = match result {
                 Ok(answer) if answer.is_success() => return Ok((answer.body, answer.request_id)),
-                Ok(answer) => (answer.refusal(&request.method), answer.is_transient(), answer.retry_after_secs),
+                Ok(answer) => (answer.refusal(&request.method), answer.is_transient(), answer.asked_wait_secs()),
                 Err(NoAnswer::TooLong { request_id }) => {
                     let reason = format!("{route}: it has more than {} bytes", self.limits.response_bytes);
                     (StripeError::Unreadable { reason, request_id }, false, None)
@@ -171,6 +171,7 @@ impl<K: KeySource> StripeClient<K> {
                 status: head.status.as_u16(),
                 should_retry: text(&head.headers, "stripe-should-retry").and_then(|word| word.parse().ok()),
                 retry_after_secs: text(&head.headers, "retry-after").and_then(|secs| secs.trim().parse().ok()),
+                limited_by: text(&head.headers, "stripe-rate-limited-reason").map(str::to_owned),
                 request_id,
                 body,
             })
@@ -270,6 +271,8 @@ struct Answer {
     request_id: String,
     should_retry: Option<bool>,
     retry_after_secs: Option<u32>,
+    /// Which limit was met, in Stripe's words. A 429 without it is a lock that somebody else holds.
+    limited_by: Option<String>,
     body: Bytes,
 }
 
@@ -305,6 +308,10 @@ impl Answer {
         is_transient(self.status, self.should_retry)
     }
 
+    fn asked_wait_secs(&self) -> Option<u32> {
+        asked_wait_secs(self.retry_after_secs, self.limited_by.as_deref())
+    }
+
     /// What an answer that is no success means. A refusal is final, so it takes Stripe's own words: without Stripe's error
     /// in the body, it was something between us and Stripe that answered.
     fn refusal(&self, method: &http::Method) -> StripeError {
@@ -315,14 +322,15 @@ impl Answer {
                 return StripeError::Unauthorised { status, code: "unknown".to_owned(), request_id };
             }
             let reason = format!("HTTP {status} without Stripe's error");
-            return StripeError::Unavailable { reason, retry_after_secs: self.retry_after_secs, request_id };
+            return StripeError::Unavailable { reason, retry_after_secs: self.asked_wait_secs(), request_id };
         };
         let code = error.code.or(error.r#type).unwrap_or_else(|| "unknown".to_owned());
         // A server's error or a conflict is of unknown outcome even if Stripe asks not to repeat it: that only says that a
         // repetition would bring the same answer, as with a saved 500.
         if is_transient(status, None) || self.is_transient() || status < 400 {
-            let reason = format!("HTTP {status} {code}");
-            return StripeError::Unavailable { reason, retry_after_secs: self.retry_after_secs, request_id };
+            let limit = self.limited_by.as_ref().map(|limit| format!(" ({limit})")).unwrap_or_default();
+            let reason = format!("HTTP {status} {code}{limit}");
+            return StripeError::Unavailable { reason, retry_after_secs: self.asked_wait_secs(), request_id };
         }
         match status {
             401 | 403 => StripeError::Unauthorised { status, code, request_id },
@@ -357,7 +365,8 @@ fn log(route: &'static str, method: &str, attempt: u32, started: Instant, result
     let ms = started.elapsed().as_millis();
     match result {
         Ok(answer) => {
-            tracing::debug!(method, route, attempt, ms, status = answer.status, request_id = %answer.request_id, "stripe call");
+            let (status, request_id, limited_by) = (answer.status, &answer.request_id, answer.limited_by.as_deref());
+            tracing::debug!(method, route, attempt, ms, status, %request_id, limited_by, "stripe call");
         }
         Err(NoAnswer::TooLong { request_id }) => {
             tracing::debug!(method, route, attempt, ms, %request_id, error = "answer too long", "stripe call");

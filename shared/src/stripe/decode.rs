@@ -49,7 +49,7 @@ macro_rules! listed {
         }
     )*};
 }
-listed!(Customer, Subscription, Item, Invoice, CheckoutSession);
+listed!(Customer, Subscription, Item, Invoice, CheckoutSession, Meter, MeterSummary);
 
 #[derive(Deserialize, Default)]
 pub(super) struct Metadata {
@@ -262,6 +262,56 @@ impl OfCustomer {
 #[derive(Deserialize)]
 pub(super) struct MeterEvent {
     pub(super) identifier: Option<String>,
+}
+
+#[derive(Deserialize)]
+pub(super) struct Meter {
+    pub(super) id: Option<String>,
+    created: Option<i64>,
+    event_name: Option<String>,
+    status: Option<String>,
+}
+
+/// A meter that exists.
+pub(super) struct NamedMeter {
+    pub(super) event_name: String,
+    pub(super) id: String,
+    pub(super) active: bool,
+    pub(super) created: i64,
+}
+
+impl Meter {
+    pub(super) fn read(self) -> Result<NamedMeter, String> {
+        let id = need(self.id, "a meter", "id")?;
+        let what = format!("meter {id}");
+        Ok(NamedMeter {
+            event_name: need(self.event_name, &what, "event_name")?,
+            active: need(self.status, &what, "status")? == "active",
+            created: need(self.created, &what, "created")?,
+            id,
+        })
+    }
+}
+
+/// What a meter has for a customer in a window of time.
+#[derive(Deserialize)]
+pub(super) struct MeterSummary {
+    pub(super) id: Option<String>,
+    aggregated_value: Option<f64>,
+}
+
+/// Up to it, `….0` is read exactly: miniserde reads all digits, the zero behind the point among them, into a float and divides,
+/// and a float has 53 bits.
+const MOST_EXACT: u64 = (1 << 53) / 10;
+
+impl MeterSummary {
+    /// The value, which Stripe writes as a float: a whole number without a sign, or nothing that we can believe.
+    pub(super) fn read(self) -> Result<u64, String> {
+        let value = need(self.aggregated_value, "a meter event summary", "aggregated_value")?;
+        // A float's text is exact and has no exponent, so it is the same whole number or does not parse.
+        let whole = value.to_string().parse().ok().filter(|whole| *whole <= MOST_EXACT);
+        whole.ok_or_else(|| format!("a meter event summary's aggregated_value is {value}, which is no exact whole number"))
+    }
 }
 
 fn need<T>(value: Option<T>, object: &str, field: &'static str) -> Result<T, String> {

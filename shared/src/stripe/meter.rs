@@ -1,17 +1,32 @@
-//! Usage to Stripe: one meter event for each report.
+//! Usage to Stripe, one meter event for each report, and what Stripe's meters have of it.
 
 use std::collections::HashMap;
 
-use stripe_billing::billing_meter_event::CreateBillingMeterEvent;
+use stripe_billing::{
+    billing_meter::ListBillingMeter, billing_meter_event::CreateBillingMeterEvent,
+    billing_meter_event_summary::ListIdBillingMeterEventSummary,
+};
 use stripe_client_core::StripeRequest as _;
+use tokio::sync::Mutex;
 
-use super::{Stripe, decode::MeterEvent, key::KeySource};
+use super::{
+    Stripe,
+    decode::{Meter, MeterEvent, MeterSummary},
+    key::KeySource,
+    state::{Longer, PAGE, page_of, read, unreadable},
+};
 use crate::{
-    domain::report::MeterReport,
-    ports::{Delivered, MeterSink, StripeError},
+    domain::{id::CustomerId, report::MeterReport, time::EpochSecs},
+    ports::{Delivered, MeterSink, MeterSummaries, StripeError},
 };
 
 pub(super) const METER_EVENTS: &str = "/v1/billing/meter_events";
+const METERS: &str = "/v1/billing/meters";
+const SUMMARIES: &str = "/v1/billing/meters/{id}/event_summaries";
+
+/// The ids of meters by their event names. Its lock is held while Stripe is asked, so that tasks that want the same answer ask
+/// once.
+pub(super) type KnownMeters = Mutex<HashMap<String, String>>;
 
 impl<K: KeySource> MeterSink for Stripe<K> {
     async fn send(&self, report: &MeterReport) -> Result<Delivered, StripeError> {
@@ -31,6 +46,47 @@ impl<K: KeySource> MeterSink for Stripe<K> {
             Err(error) if is_known_identifier(report, &error) => Ok(Delivered::Before),
             Err(error) => Err(error),
         }
+    }
+}
+
+impl<K: KeySource> MeterSummaries for Stripe<K> {
+    async fn total(
+        &self,
+        event_name: &str,
+        customer: &CustomerId,
+        from: EpochSecs,
+        until: EpochSecs,
+    ) -> Result<u64, StripeError> {
+        let meter = self.meter(event_name).await?;
+        let list = ListIdBillingMeterEventSummary::new(meter.as_str(), customer.as_str(), until.as_secs(), from.as_secs());
+        let list = list.limit(PAGE);
+        let pages = self.list(SUMMARIES, Longer::IsAnError, page_of!(list)).await?;
+        let request_id = pages.last().map(|page| page.request_id.clone()).unwrap_or_default();
+        let values = read(pages, MeterSummary::read)?;
+        let total = values.into_iter().try_fold(0_u64, u64::checked_add);
+        total.ok_or_else(|| unreadable("the meter event summaries' sum is beyond all bounds".to_owned(), &request_id))
+    }
+}
+
+impl<K: KeySource> Stripe<K> {
+    /// The id of the meter of this event name: of several the active one, else the newest. A name that was found is not looked up
+    /// again; one that was not is, the next time.
+    async fn meter(&self, event_name: &str) -> Result<String, StripeError> {
+        let mut known = self.meters.lock().await;
+        if let Some(id) = known.get(event_name) {
+            return Ok(id.clone());
+        }
+        let list = ListBillingMeter::new().limit(PAGE);
+        let pages = self.list(METERS, Longer::IsAnError, page_of!(list)).await?;
+        let request_id = pages.last().map(|page| page.request_id.clone()).unwrap_or_default();
+        let mut meters = read(pages, Meter::read)?;
+        // The best of a name comes last. Stripe lists the newest first, which decides where two were created in one second.
+        meters.reverse();
+        meters.sort_by_key(|meter| (meter.active, meter.created));
+        for meter in meters {
+            known.insert(meter.event_name, meter.id);
+        }
+        known.get(event_name).cloned().ok_or(StripeError::NotFound { request_id })
     }
 }
 

@@ -22,17 +22,19 @@ pub use client::{Answered, InvalidStripeClient, STRIPE_URL, StripeClient};
 pub use key::{FixedKey, InvalidKey, KeySource, SecretKey};
 pub use retry::Limits;
 
-/// Stripe as the domain's ports want it: [`StripeState`](crate::ports::StripeState) and
-/// [`MeterSink`](crate::ports::MeterSink).
+/// Stripe as the domain's ports want it: [`StripeState`](crate::ports::StripeState), [`MeterSink`](crate::ports::MeterSink)
+/// and [`MeterSummaries`](crate::ports::MeterSummaries).
 pub struct Stripe<K> {
     client: StripeClient<K>,
+    /// The meters that were looked up so far.
+    meters: meter::KnownMeters,
 }
 
 impl<K: KeySource> Stripe<K> {
     /// Fills the ports with this client. Keep it for the life of the process: its connections stay open between calls.
     #[must_use]
     pub fn new(client: StripeClient<K>) -> Self {
-        Self { client }
+        Self { client, meters: meter::KnownMeters::default() }
     }
 
     /// The client, for calls that no port has.

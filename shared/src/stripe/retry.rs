@@ -40,6 +40,16 @@ pub(super) fn is_transient(status: u16, stripe_should_retry: Option<bool>) -> bo
     stripe_should_retry.unwrap_or(matches!(status, 409 | 424 | 429 | 500..))
 }
 
+/// How long Stripe asks all callers to wait, in seconds, if it does.
+///
+/// Stripe documents no `Retry-After`. A 429 that names the limit it met (`Stripe-Rate-Limited-Reason`) does ask for a wait:
+/// every other call would meet the same limit, and limits are counted by the second, so it is one second at least. A limit of one
+/// object (`resource-specific`), and a lock (`lock_timeout`, which names no limit), concern this call alone. Source: Stripe's
+/// documentation, "Rate limits".
+pub(super) fn asked_wait_secs(retry_after_secs: Option<u32>, limited_by: Option<&str>) -> Option<u32> {
+    retry_after_secs.or_else(|| limited_by.filter(|limit| *limit != "resource-specific").map(|_| 1))
+}
+
 /// The waits between the attempts of one call: decorrelated jitter, each wait drawn between the base and three times the one
 /// before. So callers that failed together do not come back together.
 pub(super) struct Backoff {
@@ -61,8 +71,8 @@ impl Backoff {
         let most = self.last.saturating_mul(3).max(limits.backoff_base);
         let spread = most.saturating_sub(limits.backoff_base).mul_f64(self.random.f64());
         self.last = limits.backoff_base.saturating_add(spread).min(limits.backoff_cap);
-        // What Stripe asks for is the least; the jitter comes on top of nothing less.
-        Some(self.last.max(asked))
+        // What Stripe asks for is the least; the jitter comes on top of it, as far as our own bound goes.
+        Some(asked.saturating_add(self.last).min(limits.backoff_cap))
     }
 }
 
@@ -101,5 +111,20 @@ mod tests {
         let mut backoff = Backoff::new(&limits, fastrand::Rng::with_seed(7));
         assert!(backoff.next(&limits, Some(3)).unwrap() >= Duration::from_secs(3));
         assert_eq!(backoff.next(&limits, Some(4)), None);
+        let asked = Duration::from_secs(1);
+        let waits: std::collections::BTreeSet<_> =
+            (0..50).map(|seed| Backoff::new(&limits, fastrand::Rng::with_seed(seed)).next(&limits, Some(1)).unwrap()).collect();
+        assert!(waits.iter().all(|wait| *wait >= asked && *wait <= limits.backoff_cap), "{waits:?}");
+        assert!(waits.len() > 40, "all who met one limit come back at once");
+    }
+
+    #[test]
+    fn a_limit_of_the_account_asks_everybody_to_wait_and_a_lock_nobody() {
+        for limit in ["global-rate", "endpoint-rate", "global-concurrency", "endpoint-concurrency", "one_from_the_future"] {
+            assert_eq!(asked_wait_secs(None, Some(limit)), Some(1), "{limit}");
+        }
+        assert_eq!(asked_wait_secs(Some(7), Some("global-rate")), Some(7));
+        assert_eq!(asked_wait_secs(None, Some("resource-specific")), None);
+        assert_eq!((asked_wait_secs(None, None), asked_wait_secs(Some(2), None)), (None, Some(2)));
     }
 }

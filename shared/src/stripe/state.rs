@@ -25,7 +25,7 @@ use crate::{
 };
 
 /// The most objects of a page, Stripe's own bound.
-const PAGE: i64 = 100;
+pub(super) const PAGE: i64 = 100;
 /// The most pages of a list that are read.
 const MOST_PAGES: usize = 10;
 
@@ -42,7 +42,7 @@ const CHECKOUT_SESSION: &str = "/v1/checkout/sessions/{id}";
 
 /// What to do with a list that is longer than [`MOST_PAGES`].
 #[derive(Clone, Copy, PartialEq)]
-enum Longer {
+pub(super) enum Longer {
     /// A decision from a part of it would be wrong.
     IsAnError,
     /// The newest come first, and older ones decide nothing.
@@ -58,6 +58,7 @@ macro_rules! page_of {
         }
     };
 }
+pub(super) use page_of;
 
 impl<K: KeySource> StripeState for Stripe<K> {
     async fn customer(&self, id: &CustomerId) -> Result<CustomerFacts, StripeError> {
@@ -168,7 +169,7 @@ impl<K: KeySource> Stripe<K> {
     }
 
     /// The pages of a list, up to [`MOST_PAGES`].
-    async fn list<T: Listed>(
+    pub(super) async fn list<T: Listed>(
         &self,
         route: &'static str,
         longer: Longer,
@@ -198,12 +199,12 @@ impl<K: KeySource> Stripe<K> {
     }
 }
 
-fn unreadable(reason: String, request_id: &str) -> StripeError {
+pub(super) fn unreadable(reason: String, request_id: &str) -> StripeError {
     StripeError::Unreadable { reason, request_id: request_id.to_owned() }
 }
 
 /// Reads every object of the pages; an error names the request that brought it.
-fn read<T, F>(pages: Vec<Answered<Vec<T>>>, read: impl Fn(T) -> Result<F, String>) -> Result<Vec<F>, StripeError> {
+pub(super) fn read<T, F>(pages: Vec<Answered<Vec<T>>>, read: impl Fn(T) -> Result<F, String>) -> Result<Vec<F>, StripeError> {
     let mut all = Vec::new();
     for page in pages {
         for object in page.value {
