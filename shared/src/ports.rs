@@ -242,6 +242,12 @@ pub trait Books {
     /// [`Unavailable`].
     async fn touched(&self, since: EpochSecs, until: EpochSecs) -> Result<Vec<Touched>, Unavailable>;
 
+    /// The books that are due at or before `until`, each with its tally's key.
+    ///
+    /// # Errors
+    /// [`Unavailable`].
+    async fn due_books(&self, until: EpochSecs) -> Result<Vec<(UserId, String)>, Unavailable>;
+
     /// One tally, read consistently, all shards added up.
     ///
     /// # Errors
@@ -254,23 +260,23 @@ pub trait Books {
     /// [`Unavailable`], also if the item cannot be read by this version.
     async fn book(&self, user_id: &UserId, tally_key: &str) -> Result<Book, Unavailable>;
 
+    /// The tallies' keys of all of a user's books from one UTC day to another, both included, read consistently.
+    ///
+    /// # Errors
+    /// [`Unavailable`].
+    async fn book_keys(&self, user_id: &UserId, from: UtcDay, to: UtcDay) -> Result<Vec<String>, Unavailable>;
+
     /// Saves a book under the version it was read in, and raises that version.
     ///
     /// # Errors
     /// [`Unavailable`] if it is not certain that it was saved.
     async fn save(&self, user_id: &UserId, tally_key: &str, book: &mut Book) -> Result<Commit, Unavailable>;
 
-    /// The hour up to which everything is settled, if that is known.
+    /// Saves two books of a user, both or neither, each under its version.
     ///
     /// # Errors
-    /// [`Unavailable`].
-    async fn settled_through(&self) -> Result<Option<EpochSecs>, Unavailable>;
-
-    /// Remembers the hour up to which everything is settled.
-    ///
-    /// # Errors
-    /// [`Unavailable`].
-    async fn set_settled_through(&self, hour: EpochSecs) -> Result<(), Unavailable>;
+    /// [`Unavailable`] if it is not certain that they were saved.
+    async fn save_both(&self, user_id: &UserId, one: (&str, &mut Book), other: (&str, &mut Book)) -> Result<Commit, Unavailable>;
 }
 
 /// A billed tally that was added to.
@@ -282,6 +288,77 @@ pub struct Touched {
     pub tally_key: String,
     /// The hour in which it was last added to; of several shards, the earliest of these.
     pub hour: EpochSecs,
+    /// The end of its segment as it was when it was counted.
+    pub segment_end: EpochSecs,
+}
+
+/// What the reporter keeps in mind from run to run, and its lease.
+pub trait ReporterState {
+    /// What is kept in mind, read consistently; nothing before the first run.
+    ///
+    /// # Errors
+    /// [`Unavailable`], also if it cannot be read by this version.
+    async fn memory(&self) -> Result<ReporterMemory, Unavailable>;
+
+    /// Remembers. Only the holder of the lease does.
+    ///
+    /// # Errors
+    /// [`Unavailable`] if it is not certain that it is remembered.
+    async fn remember(&self, memory: &ReporterMemory) -> Result<(), Unavailable>;
+
+    /// Takes the lease until a moment in milliseconds since 1970, unless somebody else holds it at `now_ms`.
+    ///
+    /// # Errors
+    /// [`Unavailable`] if it is not certain whether it is held.
+    async fn take_lease(&self, owner: &str, now_ms: i64, until_ms: i64) -> Result<bool, Unavailable>;
+
+    /// Gives the lease back, if this owner holds it.
+    ///
+    /// # Errors
+    /// [`Unavailable`]; it then ends by itself.
+    async fn give_lease_back(&self, owner: &str) -> Result<(), Unavailable>;
+
+    /// The ids that DynamoDB has given the tables of tallies and books. A restored table has another id.
+    ///
+    /// # Errors
+    /// [`Unavailable`].
+    async fn table_ids(&self) -> Result<Vec<String>, Unavailable>;
+}
+
+/// What the reporter keeps in mind from run to run.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct ReporterMemory {
+    /// The hour up to which every tally is settled or has a book that is due.
+    #[serde(default)]
+    pub settled_through: Option<EpochSecs>,
+    /// When everything was last looked at.
+    #[serde(default)]
+    pub full_run_at: Option<EpochSecs>,
+    /// Up to which moment segments that ended were looked for.
+    #[serde(default)]
+    pub ends_through: Option<EpochSecs>,
+    /// The word of Stripe's of usage it threw away that was followed up.
+    #[serde(default)]
+    pub rejections_through: Option<EpochSecs>,
+    /// The tables that the books were kept in.
+    #[serde(default)]
+    pub table_ids: Vec<String>,
+    /// Why nothing is reported at present, if so.
+    #[serde(default)]
+    pub hold: Option<Hold>,
+}
+
+/// Nothing is reported: a table was restored, and what Stripe has must be compared first.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hold {
+    /// Since when.
+    pub since: EpochSecs,
+    /// The last user that was compared, in the order of their ids; `None` at the beginning.
+    #[serde(default)]
+    pub compared_through: Option<UserId>,
+    /// How many differences this comparison has found so far.
+    #[serde(default)]
+    pub differences: u64,
 }
 
 /// What the reporter knows of a user's tallies, for those who only read it.

@@ -1,36 +1,59 @@
-//! The reporter: sends what is counted and not yet reported to Stripe's meters.
+//! The reporter: sends what is counted and not yet reported to Stripe's meters, and reads back what arrived.
 //!
 //! **Invariant:** what goes to Stripe is fixed before it is sent. The intent is saved under the book's version first, then
-//! sent, then confirmed; a crash anywhere sends the same report again under the same identifier (G3, G4).
+//! sent, then confirmed; a crash anywhere sends the same report again under the same identifier (G3, G4). A lease keeps two
+//! reporters from getting in each other's way; the versions alone keep them from doing harm.
 
-use std::collections::BTreeMap;
+mod hold;
+mod pace;
+mod read_back;
+mod visit;
+
+use std::{
+    cell::{Cell, RefCell},
+    collections::BTreeMap,
+};
 
 use futures_util::{StreamExt, stream};
+use serde::{Deserialize, Serialize};
 use tokentill::{
     domain::{
-        counting::QuarantineReason,
-        id::{MeterId, UserId, composite_key},
+        id::{UserId, stable_hash},
         price_list::PriceList,
-        report::{self, Book, Fate, MeterReport, Tally},
-        time::{DAY_SECS, EpochSecs, HOUR_SECS},
+        read_back::BEFORE_FINAL_SECS,
+        report::SUMMARY_SETTLES_SECS,
+        time::{DAY_SECS, EpochSecs, HOUR_SECS, MINUTE_SECS},
     },
     log::Line,
-    ports::{Books, Clock, Commit, MeterSink, Quarantine, Quarantined, StripeError, Touched, Unavailable},
+    ports::{
+        Accounts, Books, Clock, MeterErrors, MeterSink, MeterSummaries, Quarantine, ReporterMemory, ReporterState, StripeError,
+        Touched, Unavailable,
+    },
+    records::isolated,
+    schedule::ScheduledEvent,
 };
+
+use crate::pace::Pace;
 
 /// How many users are worked on at once. One customer has at most one call under way, as Stripe wants it for each meter.
 const USERS_AT_ONCE: usize = 4;
 /// How far back the first run looks: as far as usage is taken.
 const FIRST_LOOK_BACK_SECS: i64 = 36 * DAY_SECS;
+/// How far back a run looks that follows up usage that Stripe threw away.
+const REJECTIONS_LOOK_BACK_SECS: i64 = 49 * HOUR_SECS;
+/// After so many calls in a row without an answer a run calls Stripe no more.
+const UNANSWERED_CALLS: u32 = 5;
 
 /// The function, with what it needs of the world.
 #[derive(Debug)]
-pub struct Reporter<B, M, Q, C, I> {
-    /// The tallies and what is known of them.
+pub struct Reporter<B, A, M, Q, C, I> {
+    /// The tallies, what is known of them, and the reporter's own memory.
     pub books: B,
+    /// Where accounts are read.
+    pub accounts: A,
     /// Stripe's meters.
     pub meters: M,
-    /// Where reports go that Stripe refuses.
+    /// Where reports go that can be billed to nobody.
     pub quarantine: Q,
     /// The clock attempts are dated by.
     pub clock: C,
@@ -38,186 +61,295 @@ pub struct Reporter<B, M, Q, C, I> {
     pub prices: PriceList,
     /// Makes identifiers that never repeat.
     pub identifiers: I,
+    /// How it works.
+    pub settings: Settings,
 }
 
-/// What a run came to.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+/// What can be set about the reporter.
+#[derive(Debug, Clone, Copy)]
+pub struct Settings {
+    /// How often everything is looked at, in seconds.
+    pub interval_secs: i64,
+    /// How long after a period's end its invoice is final at the latest: Stripe's finalisation grace period.
+    pub final_after_secs: i64,
+    /// How many calls to Stripe are made in a second, at most.
+    pub calls_per_sec: u32,
+}
+
+/// What invokes the reporter: a schedule, or a person with an order.
+#[derive(Debug, Clone, Deserialize)]
+pub struct ReportEvent {
+    /// The schedule's part.
+    #[serde(flatten)]
+    pub scheduled: ScheduledEvent,
+    /// What a person wants done.
+    #[serde(default)]
+    pub order: Option<Order>,
+}
+
+/// What a person wants done, beside what the schedule does.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Order {
+    /// Report everything now.
+    Report,
+    /// Report once more what Stripe refused or threw away of this user's usage.
+    Replay {
+        /// Whose usage.
+        user_id: UserId,
+    },
+    /// After a restore: take what Stripe has for what was reported.
+    Adopt,
+}
+
+/// One invocation.
+#[derive(Debug, Clone)]
+pub struct Invocation {
+    /// Its name; owns the lease.
+    pub id: String,
+    /// When it should stop taking up work, in milliseconds since 1970.
+    pub stop_at_ms: i64,
+    /// When it is certainly over, in milliseconds since 1970.
+    pub over_at_ms: i64,
+}
+
+/// What a run came to; also the function's answer.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct Run {
     /// Tallies looked at.
     pub tallies: u64,
     /// Reports that Stripe has.
     pub delivered: u64,
-    /// Reports that Stripe refused.
+    /// Reports that Stripe refused, and quantities whose period is closed for good.
     pub refused: u64,
-    /// Reports of unknown fate, to be sent again.
+    /// Tallies of which something is not reported yet.
     pub pending: u64,
     /// Reports of unknown fate for too long to be sent again.
     pub overdue: u64,
+    /// Quantities handed on to another period.
+    pub carried: u64,
+    /// Meters of a customer's day that were read back.
+    pub checked: u64,
+    /// Meters of a customer's day of which Stripe threw something away.
+    pub rejected: u64,
+    /// Meters of a customer's day at which Stripe has something else than was reported.
+    pub differences: u64,
+    /// Whether another reporter was at work, so that this one did nothing.
+    pub leased: bool,
+    /// Whether nothing is reported until what a restored table says was compared.
+    pub held: bool,
     /// What went wrong, each kind once.
     pub errors: Vec<String>,
 }
 
-impl<B: Books, M: MeterSink, Q: Quarantine, C: Clock, I: Fn() -> String> Reporter<B, M, Q, C, I> {
-    /// Reports everything that was counted up to the hour of `now` and is not reported.
+/// One run under way: what its parts share.
+struct Shift {
+    now: EpochSecs,
+    stop_at_ms: i64,
+    pace: Pace,
+    run: RefCell<Run>,
+    /// When Stripe last said that it threw usage away.
+    rejections_at: Option<EpochSecs>,
+    /// Whether what may have been thrown away is read back although it is not due.
+    follows_rejections: bool,
+    unanswered: Cell<u32>,
+    stopped: Cell<bool>,
+}
+
+impl<B, A, M, Q, C, I> Reporter<B, A, M, Q, C, I>
+where
+    B: Books + ReporterState + MeterErrors,
+    A: Accounts,
+    M: MeterSink + MeterSummaries,
+    Q: Quarantine,
+    C: Clock,
+    I: Fn() -> String,
+{
+    /// Reports what is due at `now`: everything once an interval, and between that what a segment's end makes urgent.
     ///
     /// # Errors
     /// [`Unavailable`] if it cannot even be found what there is to report.
-    pub async fn run(&self, now: EpochSecs) -> Result<Run, Unavailable> {
+    pub async fn run(&self, now: EpochSecs, order: Option<&Order>, invocation: &Invocation) -> Result<Run, Unavailable> {
         // Nobody's future: a moment ahead of the clock would move the checkpoint past what is still to be counted.
         let now = now.min(self.clock.now());
-        let settled_through = self.books.settled_through().await?;
-        let since = settled_through.unwrap_or_else(|| now.plus_secs(-FIRST_LOOK_BACK_SECS));
-        let touched = self.books.touched(since, now).await?;
-        let mut by_user: BTreeMap<UserId, Vec<Touched>> = BTreeMap::new();
-        for tally in touched {
-            by_user.entry(tally.user_id.clone()).or_default().push(tally);
+        let memory = self.books.memory().await?;
+        let is_full = order == Some(&Order::Report)
+            || memory.full_run_at.is_none_or(|last| now.secs_since(last) >= self.settings.interval_secs);
+        let rejections_at = self.books.last_meter_error().await?;
+        // What Stripe threw away is looked for once its summaries can tell.
+        let follows_rejections = rejections_at.is_some_and(|at| {
+            memory.rejections_through.is_none_or(|through| through < at) && now.secs_since(at) >= SUMMARY_SETTLES_SECS
+        });
+        let look_back = if follows_rejections { REJECTIONS_LOOK_BACK_SECS } else { 0 };
+        let since = memory.settled_through.unwrap_or_else(|| now.plus_secs(-FIRST_LOOK_BACK_SECS));
+        let mut touched = self.books.touched(since.min(now.plus_secs(-look_back)), now).await?;
+        if !is_full && !follows_rejections {
+            touched.retain(|tally| self.is_urgent(tally, memory.ends_through, now));
         }
-        let results: Vec<(Run, Option<EpochSecs>)> =
-            stream::iter(by_user.into_values()).map(|touched| self.user(touched)).buffer_unordered(USERS_AT_ONCE).collect().await;
+        let due = self.books.due_books(if follows_rejections { now.plus_secs(3 * DAY_SECS) } else { now }).await?;
+        if touched.is_empty() && due.is_empty() && !is_full && order.is_none() {
+            return Ok(Run::default());
+        }
+        let until_ms = invocation.over_at_ms;
+        if !self.books.take_lease(&invocation.id, self.clock.now_ms(), until_ms).await? {
+            Line::new("reporter", "another reporter is at work").write(&self.clock);
+            return Ok(Run { leased: true, ..Run::default() });
+        }
+        let shift = Shift {
+            now,
+            stop_at_ms: invocation.stop_at_ms,
+            pace: Pace::new(self.settings.calls_per_sec),
+            run: RefCell::default(),
+            rejections_at,
+            follows_rejections,
+            unanswered: Cell::new(0),
+            stopped: Cell::new(false),
+        };
+        let result = Box::pin(self.with_lease(&shift, memory, is_full, touched, due, order)).await;
+        self.books.give_lease_back(&invocation.id).await?;
+        result?;
+        let run = shift.run.into_inner();
+        self.write_line(&run, is_full);
+        Ok(run)
+    }
 
-        let mut run = Run::default();
+    async fn with_lease(
+        &self,
+        shift: &Shift,
+        mut memory: ReporterMemory,
+        is_full: bool,
+        touched: Vec<Touched>,
+        mut due: Vec<(UserId, String)>,
+        order: Option<&Order>,
+    ) -> Result<(), Unavailable> {
+        if Box::pin(self.is_held(shift, &mut memory, order)).await? {
+            shift.run.borrow_mut().held = true;
+            return Ok(());
+        }
+        if let Some(Order::Replay { user_id }) = order {
+            due.extend(self.replay(shift, user_id).await?.into_iter().map(|tally_key| (user_id.clone(), tally_key)));
+        }
+        let open_hour = self.work(shift, touched, due).await;
         // The hour before stays open: a batch that began in it may be written a little later, and clocks differ.
-        let mut settled = now.hour().plus_secs(-HOUR_SECS);
-        for (result, unsettled) in results {
-            run.add(result);
-            settled = unsettled.map_or(settled, |hour| hour.min(settled));
+        let settled = shift.now.hour().plus_secs(-HOUR_SECS);
+        let settled = open_hour.map_or(settled, |open| open.min(settled));
+        let is_whole = is_full || shift.follows_rejections;
+        if is_whole {
+            memory.settled_through = Some(memory.settled_through.map_or(settled, |before| before.max(settled)));
         }
-        if settled_through.is_none_or(|before| settled > before) {
-            self.books.set_settled_through(settled).await?;
+        let reached_all = !shift.is_time_over(&self.clock);
+        if is_full && reached_all {
+            memory.full_run_at = Some(shift.now);
         }
+        if reached_all && !shift.stopped.get() {
+            memory.ends_through = Some(shift.now);
+            if shift.follows_rejections {
+                memory.rejections_through = shift.rejections_at;
+            }
+        }
+        self.books.remember(&memory).await
+    }
+
+    /// Whether a tally's segment ended since the last look, or its invoice is soon final.
+    fn is_urgent(&self, tally: &Touched, looked_through: Option<EpochSecs>, now: EpochSecs) -> bool {
+        let final_after = self.settings.final_after_secs.saturating_sub(BEFORE_FINAL_SECS);
+        [MINUTE_SECS, final_after].into_iter().any(|after| {
+            let moment = tally.segment_end.as_secs().saturating_add(after);
+            moment <= now.as_secs() && looked_through.is_none_or(|through| through.as_secs() < moment)
+        })
+    }
+
+    /// Visits every tally that was touched or is due. The earliest hour that was not dealt with.
+    async fn work(&self, shift: &Shift, touched: Vec<Touched>, due: Vec<(UserId, String)>) -> Option<EpochSecs> {
+        let mut by_user: BTreeMap<UserId, BTreeMap<String, Option<(EpochSecs, EpochSecs)>>> = BTreeMap::new();
+        for (user_id, tally_key) in due {
+            by_user.entry(user_id).or_default().insert(tally_key, None);
+        }
+        for tally in touched {
+            by_user.entry(tally.user_id).or_default().insert(tally.tally_key, Some((tally.hour, tally.segment_end)));
+        }
+        let mut users: Vec<_> = by_user.into_iter().collect();
+        // What ended first and what waits longest comes first; among equals another one each time, so that a run whose time is
+        // over does not always leave the same users out.
+        users.sort_by_cached_key(|(user_id, tallies)| {
+            let first = tallies.values().flatten().map(|(hour, end)| (end.as_secs() > shift.now.as_secs(), *hour)).min();
+            (first, stable_hash(&format!("{}/{user_id}", shift.now)))
+        });
+        let open: Vec<Option<EpochSecs>> = stream::iter(users)
+            .map(|(user_id, tallies)| async move {
+                let earliest = tallies.values().flatten().map(|(hour, _)| *hour).min();
+                match isolated(Box::pin(self.user(shift, &user_id, tallies))).await {
+                    Ok(open) => open,
+                    Err(panicked) => {
+                        shift.run.borrow_mut().error(panicked.to_string());
+                        earliest
+                    }
+                }
+            })
+            .buffer_unordered(USERS_AT_ONCE)
+            .collect()
+            .await;
+        open.into_iter().flatten().min()
+    }
+
+    fn write_line(&self, run: &Run, is_full: bool) {
         let mut line = Line::new("reporter", "run finished")
             .field("tallies", run.tallies)
             .count("ReportsDelivered", run.delivered)
             .field("refused", run.refused)
-            .count("NeedsAttention", run.refused)
-            .count("ReportsPending", run.pending.saturating_add(run.overdue))
-            .field("overdue", run.overdue);
+            .field("carried", run.carried)
+            .field("checked", run.checked)
+            .field("rejected", run.rejected)
+            .count("ReconciliationDifferences", run.differences)
+            .count("NeedsAttention", run.refused.saturating_add(run.rejected))
+            .field("overdue", run.overdue)
+            .field("held", run.held);
+        // Between whole runs nobody knows how much waits. While the reporter is held, everything does.
+        let pending = run.pending.saturating_add(run.overdue).saturating_add(u64::from(run.held));
+        line = if is_full || run.held { line.count("ReportsPending", pending) } else { line.field("pending", pending) };
         if !run.errors.is_empty() {
             line = line.field("errors", run.errors.clone());
         }
         line.write(&self.clock);
-        Ok(run)
+    }
+}
+
+impl Shift {
+    fn is_time_over(&self, clock: &impl Clock) -> bool {
+        clock.now_ms() >= self.stop_at_ms
     }
 
-    /// Reports one user's tallies, one after the other; also the earliest hour that still holds something unsettled.
-    async fn user(&self, touched: Vec<Touched>) -> (Run, Option<EpochSecs>) {
-        let mut run = Run::default();
-        let mut unsettled: Option<EpochSecs> = None;
-        for tally in touched {
-            run.tallies = run.tallies.saturating_add(1);
-            let settled = match self.tally(&tally, &mut run).await {
-                Ok(settled) => settled,
-                Err(error) => {
-                    run.error(error.to_string());
-                    false
+    /// Waits for this run's turn to call Stripe. `false` if it should not be called any more in this run.
+    async fn may_call(&self, clock: &impl Clock) -> bool {
+        if self.stopped.get() || self.is_time_over(clock) {
+            return false;
+        }
+        self.pace.turn().await;
+        !self.stopped.get()
+    }
+
+    /// Learns from an answer of Stripe's how to go on.
+    fn heard(&self, error: Option<&StripeError>, clock: &impl Clock) {
+        match error {
+            Some(StripeError::Unavailable { retry_after_secs, .. }) => {
+                self.unanswered.set(self.unanswered.get().saturating_add(1));
+                let wait_secs = i64::from(retry_after_secs.unwrap_or(0));
+                let is_too_long = clock.now_ms().saturating_add(wait_secs.saturating_mul(1_000)) >= self.stop_at_ms;
+                if self.unanswered.get() >= UNANSWERED_CALLS || is_too_long {
+                    self.stopped.set(true);
                 }
-            };
-            if !settled {
-                unsettled = Some(unsettled.map_or(tally.hour, |hour| hour.min(tally.hour)));
+                self.pace.pause(wait_secs);
             }
+            Some(StripeError::Unauthorised { .. }) => self.stopped.set(true),
+            Some(_) | None => self.unanswered.set(0),
         }
-        (run, unsettled)
-    }
-
-    /// Reports one tally. Whether nothing of it is left to report.
-    async fn tally(&self, touched: &Touched, run: &mut Run) -> Result<bool, Unavailable> {
-        let (user_id, key) = (&touched.user_id, touched.tally_key.as_str());
-        let Some(tally) = self.books.tally(user_id, key).await? else { return Ok(true) };
-        let mut book = self.books.book(user_id, key).await?;
-        let overdue = u64::try_from(report::overdue_intents(&book, self.clock.now()).len()).unwrap_or(u64::MAX);
-        run.overdue = run.overdue.saturating_add(overdue);
-        // What is under way from an earlier run goes first, so that what is new can be intended after it.
-        if !self.send(&tally, &mut book, run).await? {
-            return Ok(false);
+        if let Some(error) = error {
+            self.run.borrow_mut().error(error.to_string());
         }
-        if report::intend(&tally, &mut book, &self.prices, self.clock.now(), &self.identifiers) {
-            if self.books.save(user_id, key, &mut book).await? == Commit::LostRace {
-                return Ok(false);
-            }
-            if !self.send(&tally, &mut book, run).await? {
-                return Ok(false);
-            }
-        }
-        let settled = report::is_settled(&tally, &book);
-        if !settled && book.meters.values().all(|entry| entry.intent.is_none()) {
-            // Nothing is under way and something is left: a segment of seconds, or a meter that left the price list.
-            run.pending = run.pending.saturating_add(1);
-        }
-        Ok(settled)
-    }
-
-    /// Sends what is under way and saves what became of it. `false` if another reporter was at the book.
-    async fn send(&self, tally: &Tally, book: &mut Book, run: &mut Run) -> Result<bool, Unavailable> {
-        let mut fates: Vec<(MeterId, Fate)> = Vec::new();
-        for (meter, report) in report::to_send(book, self.clock.now()) {
-            let fate = match self.meters.send(&report).await {
-                Ok(_) => Fate::Delivered,
-                Err(StripeError::Refused { code, message, request_id, .. }) => {
-                    let detail = format!("Stripe refused the report: {code}: {message} (request {request_id})");
-                    self.keep_refused(tally, &meter, &report, detail).await?;
-                    Fate::Refused
-                }
-                Err(error) => {
-                    run.error(error.to_string());
-                    Fate::Unknown
-                }
-            };
-            let counter = match fate {
-                Fate::Delivered => &mut run.delivered,
-                Fate::Refused => &mut run.refused,
-                Fate::Unknown => &mut run.pending,
-            };
-            *counter = counter.saturating_add(1);
-            fates.push((meter, fate));
-        }
-        if fates.iter().all(|(_, fate)| *fate == Fate::Unknown) {
-            return Ok(true);
-        }
-        for (meter, fate) in &fates {
-            report::settle(book, meter, *fate);
-        }
-        Ok(self.books.save(&tally.user_id, &tally.tally_key, book).await? == Commit::Done)
-    }
-
-    async fn keep_refused(
-        &self,
-        tally: &Tally,
-        meter: &MeterId,
-        report: &MeterReport,
-        detail: String,
-    ) -> Result<(), Unavailable> {
-        let input = serde_json::json!({
-            "customer": report.customer, "meter": meter, "event_name": report.event_name, "identifier": report.identifier,
-            "quantity": report.quantity, "minute": report.minute, "tally_key": tally.tally_key,
-        });
-        let entry = Quarantined {
-            quarantine_id: composite_key(&["report", &report.identifier]),
-            reason: QuarantineReason::Refused,
-            detail,
-            user_id: Some(tally.user_id.to_string()),
-            input: input.to_string(),
-            at_ms: report.minute.as_secs().saturating_mul(1000),
-        };
-        self.quarantine.keep(&entry).await
     }
 }
 
 impl Run {
-    fn add(&mut self, other: Self) {
-        for (sum, more) in [
-            (&mut self.tallies, other.tallies),
-            (&mut self.delivered, other.delivered),
-            (&mut self.refused, other.refused),
-            (&mut self.pending, other.pending),
-            (&mut self.overdue, other.overdue),
-        ] {
-            *sum = sum.saturating_add(more);
-        }
-        for error in other.errors {
-            self.error(error);
-        }
-    }
-
     fn error(&mut self, error: String) {
         if !self.errors.contains(&error) && self.errors.len() < 20 {
             self.errors.push(error);

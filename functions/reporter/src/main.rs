@@ -1,7 +1,7 @@
 //! Start of the reporter function: read the environment, build the adapters, run.
 
 use lambda_runtime::{Error, LambdaEvent, run, service_fn};
-use reporter::Reporter;
+use reporter::{Invocation, ReportEvent, Reporter, Settings};
 use tokentill::{
     chance,
     clock::SystemClock,
@@ -9,7 +9,8 @@ use tokentill::{
     domain::price_list::PriceList,
     dynamodb::Store,
     log,
-    schedule::ScheduledEvent,
+    ports::Clock,
+    records,
     stripe::{Stripe, StripeClient},
 };
 
@@ -18,21 +19,30 @@ async fn main() -> Result<(), Error> {
     log::start();
     let aws = config::aws().await;
     let mut env = config::Environment::of_process();
-    let store = Store::new(aws_sdk_dynamodb::Client::new(&aws), env.tables(&["tallies", "books", "quarantine", "control"]));
+    let store =
+        Store::new(aws_sdk_dynamodb::Client::new(&aws), env.tables(&["accounts", "tallies", "books", "quarantine", "control"]));
     let key = env.stripe_key(&aws);
     let stripe = StripeClient::new(env.optional("TOKENTILL_STRIPE_URL").as_deref(), key)?;
     let reporter = Reporter {
         books: store.clone(),
+        accounts: store.clone(),
         meters: Stripe::new(stripe),
         quarantine: store,
         clock: SystemClock,
         prices: PriceList::shipped()?,
         identifiers: chance::identifier,
+        settings: Settings {
+            interval_secs: env.bounded("TOKENTILL_REPORT_INTERVAL_SECS", 900, 10..=43_200).into(),
+            final_after_secs: env.bounded("TOKENTILL_INVOICE_FINAL_AFTER_SECS", 3_600, 0..=259_200).into(),
+            calls_per_sec: env.bounded("TOKENTILL_STRIPE_CALLS_PER_SEC", 20, 1..=500),
+        },
     };
     env.finish()?;
-    run(service_fn(async |event: LambdaEvent<ScheduledEvent>| {
-        reporter.run(event.payload.moment()?).await?;
-        Ok::<_, Error>(())
+    run(service_fn(async |event: LambdaEvent<ReportEvent>| {
+        let over_at_ms = i64::try_from(event.context.deadline).unwrap_or(i64::MAX);
+        let stop_at_ms = records::stop_at_ms(reporter.clock.now_ms(), event.context.deadline);
+        let invocation = Invocation { id: event.context.request_id, stop_at_ms, over_at_ms };
+        Ok::<_, Error>(reporter.run(event.payload.scheduled.moment()?, event.payload.order.as_ref(), &invocation).await?)
     }))
     .await
 }

@@ -47,7 +47,7 @@ pub fn destination(
     let Some(account) = account else { return Destination::Later };
     let local_now = account.local_time(now);
     let end = known_end(billing, account, prices);
-    if !is_closed(billing, account, prices, end, local_now, final_after_secs) {
+    if !is_closed(billing, account, end, local_now, final_after_secs) {
         match reporting_minute(tally.day, billing.segment_start, end, local_now) {
             Some(minute) if local_now.secs_since(minute) < OWN_DAY_FOR_SECS => return Destination::Own(minute),
             // Its day, or what the period has of it, is still to come to a whole minute.
@@ -67,22 +67,21 @@ fn known_end(billing: &Billing, account: &Account, prices: &PriceList) -> EpochS
 }
 
 /// Whether Stripe bills no more usage of the period that ends at `end`.
-fn is_closed(
-    billing: &Billing,
-    account: &Account,
-    prices: &PriceList,
-    end: EpochSecs,
-    local_now: EpochSecs,
-    final_after_secs: i64,
-) -> bool {
+fn is_closed(billing: &Billing, account: &Account, end: EpochSecs, local_now: EpochSecs, final_after_secs: i64) -> bool {
     let invoiced = account.final_through.get(&billing.subscription_id).is_some_and(|through| *through >= end);
     let waited = local_now.secs_since(end) >= final_after_secs;
     // At a switch of prices within a period Stripe bills what it has of the old ones, there and then.
-    let switched = end < billing.segment_end && end <= local_now && {
-        let next = place(Some(account), prices, end);
-        matches!(next, Place::Billed(span) if span.subscription == billing.subscription_id && span.billed != billing.billed)
+    invoiced || waited || (end <= local_now && was_cut(billing, account, end))
+}
+
+/// Whether the period was cut at `end` by a switch of prices, rather than ended where its cycle ends it.
+fn was_cut(billing: &Billing, account: &Account, end: EpochSecs) -> bool {
+    let Some(index) = account.segments.iter().rposition(|segment| segment.start <= billing.segment_start) else { return false };
+    let (Some(segment), Some(next)) = (account.segments.get(index), account.segments.get(index.saturating_add(1))) else {
+        return false;
     };
-    invoiced || waited || switched
+    let is_switch = next.subscription == billing.subscription_id && next.billed != segment.billed;
+    is_switch && next.start == end && segment.renews.is_none_or(|cycle| cycle.period_containing(end).0 != end)
 }
 
 fn carried(tally: &Tally, billing: &Billing, account: &Account, prices: &PriceList, local_now: EpochSecs) -> Destination {

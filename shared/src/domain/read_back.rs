@@ -17,6 +17,8 @@ const AFTER_DAY_SECS: i64 = 2 * HOUR_SECS;
 pub const BEFORE_FINAL_SECS: i64 = 15 * MINUTE_SECS;
 /// How long a difference is looked at again, day by day.
 const WATCHED_FOR_SECS: i64 = 35 * DAY_SECS;
+/// How far Stripe's clock and ours may be apart.
+const CLOCKS_DIFFER_SECS: i64 = 5 * MINUTE_SECS;
 /// How much older than Stripe's word of an asynchronous rejection a report may be that it speaks of.
 const REJECTED_WITHIN_SECS: i64 = 25 * HOUR_SECS;
 
@@ -37,6 +39,25 @@ pub fn is_unchecked(book: &Book) -> bool {
     let Some(confirmed_at) = book.confirmed_at else { return false };
     let reported = book.meters.iter().filter(|(_, entry)| entry.reported > 0);
     reported.map(|(meter, _)| book.checked.get(meter)).any(|check| check.is_none_or(|check| check.at < confirmed_at))
+}
+
+/// Whether Stripe had something else than was reported when the book was last read back.
+#[must_use]
+pub fn differs(book: &Book) -> bool {
+    book.checked.values().any(|check| check.stripe != check.reported)
+}
+
+/// Whether what Stripe threw away when it last said so may be of this book.
+#[must_use]
+pub fn may_be_rejected(book: &Book, rejections_at: Option<EpochSecs>) -> bool {
+    announced(book.confirmed_at, rejections_at)
+}
+
+/// Stripe's word names samples only, so whatever was confirmed in the time before it may be meant, and a clock may be slow.
+fn announced(confirmed_at: Option<EpochSecs>, rejections_at: Option<EpochSecs>) -> bool {
+    confirmed_at.zip(rejections_at).is_some_and(|(confirmed, rejections)| {
+        (-CLOCKS_DIFFER_SECS..=REJECTED_WITHIN_SECS).contains(&rejections.secs_since(confirmed))
+    })
 }
 
 /// What a comparison comes to.
@@ -63,10 +84,7 @@ pub fn compare(check: &Check, confirmed_at: Option<EpochSecs>, rejections_at: Op
         return Finding::TooEarly;
     }
     let missing = check.reported.saturating_sub(check.stripe);
-    let was_announced = confirmed_at.zip(rejections_at).is_some_and(|(confirmed, rejections)| {
-        rejections.secs_since(confirmed) >= -REJECTED_WITHIN_SECS && rejections.secs_since(confirmed) <= WATCHED_FOR_SECS
-    });
-    if missing > 0 && was_announced { Finding::Rejected(missing) } else { Finding::Different }
+    if missing > 0 && announced(confirmed_at, rejections_at) { Finding::Rejected(missing) } else { Finding::Different }
 }
 
 /// Whether a difference is worth an alarm: a thousandth of what was reported, and at least one.
@@ -84,10 +102,9 @@ pub fn reject(book: &mut Book, meter: &MeterId, missing: u64) -> u64 {
 
 /// When a book that was read back has to be read back again: daily while something differs and Stripe's summaries reach.
 #[must_use]
-pub fn next_look(tally: &Tally, book: &Book, local_now: EpochSecs, now: EpochSecs) -> Option<EpochSecs> {
-    let differs = book.checked.values().any(|check| check.stripe != check.reported);
-    let watched = local_now.secs_since(tally.day.end()) < WATCHED_FOR_SECS;
-    (differs && watched).then(|| now.plus_secs(DAY_SECS))
+pub fn next_look(tally: &Tally, book: &Book, now: EpochSecs) -> Option<EpochSecs> {
+    let is_watched = now.secs_since(tally.day.end()) < WATCHED_FOR_SECS;
+    (differs(book) && is_watched).then(|| now.plus_secs(DAY_SECS))
 }
 
 #[cfg(test)]
@@ -189,10 +206,10 @@ mod tests {
         assert!(is_unchecked(&book));
         book.checked.insert(requests.clone(), check(10, 10));
         assert!(!is_unchecked(&book));
-        assert_eq!(next_look(&tally("2026-11-20"), &book, now, now), None);
+        assert_eq!(next_look(&tally("2026-11-20"), &book, now), None);
         book.checked.insert(requests, check(10, 9));
-        assert_eq!(next_look(&tally("2026-11-20"), &book, now, now), Some(at("2026-11-22T02:00:00Z")));
-        assert_eq!(next_look(&tally("2026-10-01"), &book, now, now), None);
+        assert_eq!(next_look(&tally("2026-11-20"), &book, now), Some(at("2026-11-22T02:00:00Z")));
+        assert_eq!(next_look(&tally("2026-10-01"), &book, now), None);
         book.confirmed_at = Some(at("2026-11-21T02:00:01Z"));
         assert!(is_unchecked(&book));
     }

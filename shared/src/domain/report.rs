@@ -69,16 +69,16 @@ pub struct Book {
     #[serde(default)]
     pub billing: Option<Billing>,
     /// What was handed to other books, because this one's period was invoiced for good before it could be reported.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub carried_out: BTreeMap<MeterId, u64>,
-    /// What was handed to this book so.
-    #[serde(default)]
-    pub carried_in: BTreeMap<MeterId, u64>,
+    /// What was handed to this book so, by the key of the tally it comes from.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub carried_in: BTreeMap<MeterId, BTreeMap<String, u64>>,
     /// What Stripe took and then threw away, of what was reported. Never decreases.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub rejected: BTreeMap<MeterId, u64>,
     /// What is to be reported once more, of what was rejected or quarantined. Never decreases.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub replayed: BTreeMap<MeterId, u64>,
     /// When something was last confirmed, by our own clock.
     #[serde(default)]
@@ -87,7 +87,7 @@ pub struct Book {
     #[serde(default)]
     pub due_at: Option<EpochSecs>,
     /// What Stripe's meters showed when they were last read back.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub checked: BTreeMap<MeterId, Check>,
 }
 
@@ -169,7 +169,8 @@ impl Tally {
     /// What the tally has to account for of a meter: what was counted, and what was carried here.
     #[must_use]
     pub fn owed(&self, book: &Book, meter: &MeterId) -> u64 {
-        of(&self.counted, meter).saturating_add(of(&book.carried_in, meter))
+        let carried_in = book.carried_in.get(meter).into_iter().flat_map(BTreeMap::values);
+        carried_in.fold(of(&self.counted, meter), |sum, quantity| sum.saturating_add(*quantity))
     }
 }
 
@@ -327,6 +328,30 @@ pub fn decided(intent: &Intent, in_minute: u64) -> Fate {
     } else {
         Fate::Unknown
     }
+}
+
+/// Hands what is unreported of the given meters from one book to another.
+pub fn carry(tally: &Tally, from: &mut Book, to: &mut Book, quantities: &BTreeMap<MeterId, u64>) {
+    for (meter, quantity) in quantities {
+        add(&mut from.carried_out, meter, *quantity);
+        let note = to.carried_in.entry(meter.clone()).or_default().entry(tally.tally_key.clone()).or_insert(0);
+        *note = note.saturating_add(*quantity);
+    }
+}
+
+/// Takes what Stripe has of a day for what was reported of it, where `reported` is what is known: a person's decision after a
+/// restore. A report of unknown fate is dropped, since what arrived of it is in what Stripe has.
+pub fn adopt(book: &mut Book, meter: &MeterId, reported: u64, stripe: u64) {
+    let entry = book.meters.entry(meter.clone()).or_default();
+    entry.intent = None;
+    entry.reported = entry.reported.saturating_add(stripe.saturating_sub(reported));
+    add(&mut book.rejected, meter, reported.saturating_sub(stripe));
+}
+
+/// Enters what can be billed to nobody.
+pub fn set_aside(book: &mut Book, meter: &MeterId, quantity: u64) {
+    let entry = book.meters.entry(meter.clone()).or_default();
+    entry.quarantined = entry.quarantined.saturating_add(quantity);
 }
 
 /// Enters what became of a meter's report.

@@ -2,11 +2,10 @@
 
 use aws_sdk_dynamodb::{
     error::SdkError,
-    operation::transact_write_items::TransactWriteItemsError,
     types::{Put, TransactWriteItem, Update},
 };
 
-use super::{Changes, Item, Store, from_item, number, text, to_item, unavailable};
+use super::{Changes, Item, Store, from_item, lost_race, number, text, to_item, unavailable, update};
 use crate::{
     domain::{
         account::Account,
@@ -136,13 +135,13 @@ impl Store {
             }
         }
         let condition = changes.if_version("user_id", account.version.saturating_sub(1));
-        update(&self.tables.accounts, ("user_id", account.user_id.as_str()), changes, Some(condition))
+        update(&self.tables.accounts, &[("user_id", account.user_id.as_str())], changes, Some(condition))
     }
 
     fn customer_update(&self, record: &CustomerRecord) -> Result<Update, Unavailable> {
         let mut changes = Changes::default();
         changes.set_all(to_item("recording a customer", record)?, &["customer_id"]);
-        update(&self.tables.customers, ("customer_id", record.customer_id.as_str()), changes, None)
+        update(&self.tables.customers, &[("customer_id", record.customer_id.as_str())], changes, None)
     }
 
     fn processed_put(&self, event_id: &EventId, at_ms: i64) -> Result<Put, Unavailable> {
@@ -156,18 +155,6 @@ impl Store {
     }
 }
 
-fn update(table: &str, key: (&str, &str), changes: Changes, condition: Option<String>) -> Result<Update, Unavailable> {
-    Update::builder()
-        .table_name(table)
-        .key(key.0, text(key.1))
-        .update_expression(changes.expression())
-        .set_condition_expression(condition)
-        .set_expression_attribute_names(Some(changes.names))
-        .set_expression_attribute_values(Some(changes.values))
-        .build()
-        .map_err(|error| Unavailable { what: COMMIT, reason: error.to_string() })
-}
-
 fn put(table: &str, item: Item) -> Result<Put, Unavailable> {
     let put = Put::builder().table_name(table).set_item(Some(item)).build();
     put.map_err(|error| Unavailable { what: COMMIT, reason: error.to_string() })
@@ -179,12 +166,4 @@ fn transact_update(update: Update) -> TransactWriteItem {
 
 fn transact_put(put: Put) -> TransactWriteItem {
     TransactWriteItem::builder().put(put).build()
-}
-
-/// Whether somebody else committed first: the account's condition did not hold, or another transaction was at the items.
-fn lost_race(error: &TransactWriteItemsError) -> bool {
-    let TransactWriteItemsError::TransactionCanceledException(cancelled) = error else { return false };
-    let codes = cancelled.cancellation_reasons().iter().filter_map(|reason| reason.code());
-    let mut codes = codes.filter(|code| *code != "None").peekable();
-    codes.peek().is_some() && codes.all(|code| matches!(code, "ConditionalCheckFailed" | "TransactionConflict"))
 }

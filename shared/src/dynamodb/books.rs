@@ -2,17 +2,20 @@
 
 use std::collections::BTreeMap;
 
-use aws_sdk_dynamodb::{error::SdkError, types::AttributeValue};
+use aws_sdk_dynamodb::{
+    error::SdkError,
+    types::{AttributeValue, TransactWriteItem},
+};
 use serde::Deserialize;
 
 use super::{
-    Changes, Store, from_item,
+    Changes, Item, Store, from_item,
     ledger::{TOUCHED_SHARDS, touched_key, unsharded_key},
-    number, text, unavailable, unreadable,
+    lost_race, number, text, to_item, unavailable, update,
 };
 use crate::{
     domain::{
-        id::UserId,
+        id::{UserId, shard_of},
         report::{Book, Tally},
         time::{EpochSecs, UtcDay},
     },
@@ -21,20 +24,27 @@ use crate::{
 
 const BOOK: &str = "reading a book";
 const SAVE: &str = "saving a book";
-/// The checkpoint's name in the control table.
-const CHECKPOINT: &str = "reporter";
+/// How many keys the index of due books is spread over.
+const DUE_SHARDS: u8 = 16;
 
 #[derive(Deserialize)]
 struct TouchedKey {
     user_id: UserId,
     tally_key: String,
     touched_at: String,
+    segment_end: Option<EpochSecs>,
+}
+
+#[derive(Deserialize)]
+struct BookKey {
+    user_id: UserId,
+    book_key: String,
 }
 
 impl Books for Store {
     async fn touched(&self, since: EpochSecs, until: EpochSecs) -> Result<Vec<Touched>, Unavailable> {
         const WHAT: &str = "looking for touched tallies";
-        let mut touched: BTreeMap<(UserId, String), EpochSecs> = BTreeMap::new();
+        let mut touched: BTreeMap<(UserId, String), (EpochSecs, EpochSecs)> = BTreeMap::new();
         // A schedule's event that comes late may lie before the checkpoint; DynamoDB refuses a range that ends before it begins.
         if until.hour() < since.hour() {
             return Ok(Vec::new());
@@ -62,8 +72,9 @@ impl Books for Store {
                         else {
                             return Err(Unavailable { what: WHAT, reason: "a key is not of a version we know".to_owned() });
                         };
-                        let earliest = touched.entry((key.user_id, tally_key.to_owned())).or_insert(hour);
-                        *earliest = hour.min(*earliest);
+                        let end = key.segment_end.unwrap_or(EpochSecs::new(i64::MAX));
+                        let earliest = touched.entry((key.user_id, tally_key.to_owned())).or_insert((hour, end));
+                        *earliest = (hour.min(earliest.0), end.min(earliest.1));
                     }
                     start = page.last_evaluated_key;
                     if start.is_none() {
@@ -73,7 +84,37 @@ impl Books for Store {
             }
             day = day.next();
         }
-        Ok(touched.into_iter().map(|((user_id, tally_key), hour)| Touched { user_id, tally_key, hour }).collect())
+        let touched = touched.into_iter();
+        Ok(touched.map(|((user_id, tally_key), (hour, segment_end))| Touched { user_id, tally_key, hour, segment_end }).collect())
+    }
+
+    async fn due_books(&self, until: EpochSecs) -> Result<Vec<(UserId, String)>, Unavailable> {
+        const WHAT: &str = "looking for books that are due";
+        let mut due = Vec::new();
+        for shard in 0..DUE_SHARDS {
+            let mut start = None;
+            loop {
+                let query = self
+                    .client
+                    .query()
+                    .table_name(&self.tables.books)
+                    .index_name("due")
+                    .key_condition_expression("due_shard = :shard AND due_at <= :until")
+                    .expression_attribute_values(":shard", text(format!("{shard:02}")))
+                    .expression_attribute_values(":until", number(until.as_secs()))
+                    .set_exclusive_start_key(start);
+                let page = query.send().await.map_err(unavailable(WHAT))?;
+                for item in page.items.unwrap_or_default() {
+                    let key: BookKey = from_item(WHAT, item)?;
+                    due.push((key.user_id, key.book_key));
+                }
+                start = page.last_evaluated_key;
+                if start.is_none() {
+                    break;
+                }
+            }
+        }
+        Ok(due)
     }
 
     async fn tally(&self, user_id: &UserId, tally_key: &str) -> Result<Option<Tally>, Unavailable> {
@@ -90,26 +131,26 @@ impl Books for Store {
         answer.item.map_or(Ok(Book::default()), |item| from_item(BOOK, item))
     }
 
+    async fn book_keys(&self, user_id: &UserId, from: UtcDay, to: UtcDay) -> Result<Vec<String>, Unavailable> {
+        let items = self.query_books(user_id, from, to, true).await?;
+        items.into_iter().map(|item| from_item::<BookKey>(BOOK, item).map(|key| key.book_key)).collect()
+    }
+
     async fn save(&self, user_id: &UserId, tally_key: &str, book: &mut Book) -> Result<Commit, Unavailable> {
-        let mut changes = Changes::default();
-        let meters: AttributeValue = serde_dynamo::to_attribute_value(&book.meters).map_err(unreadable(SAVE))?;
-        changes.set("meters", meters);
-        let condition = changes.if_version("user_id", book.version);
-        let next_version = book.version.saturating_add(1);
-        changes.set("version", number(next_version));
+        let changes = changes(user_id, book)?;
         let request = self
             .client
             .update_item()
             .table_name(&self.tables.books)
             .key("user_id", text(user_id.as_str()))
             .key("book_key", text(tally_key))
-            .update_expression(changes.expression())
-            .condition_expression(condition)
-            .set_expression_attribute_names(Some(changes.names))
-            .set_expression_attribute_values(Some(changes.values));
+            .update_expression(changes.0.expression())
+            .condition_expression(changes.1)
+            .set_expression_attribute_names(Some(changes.0.names))
+            .set_expression_attribute_values(Some(changes.0.values));
         match request.send().await {
             Ok(_) => {
-                book.version = next_version;
+                book.version = book.version.saturating_add(1);
                 Ok(Commit::Done)
             }
             Err(SdkError::ServiceError(error)) if error.err().is_conditional_check_failed_exception() => Ok(Commit::LostRace),
@@ -117,30 +158,48 @@ impl Books for Store {
         }
     }
 
-    async fn settled_through(&self) -> Result<Option<EpochSecs>, Unavailable> {
-        let request = self.client.get_item().table_name(&self.tables.control).key("name", text(CHECKPOINT)).consistent_read(true);
-        let answer = request.send().await.map_err(unavailable("reading the reporter's checkpoint"))?;
-        let hour = answer.item.as_ref().and_then(|item| item.get("settled_through")).and_then(|hour| hour.as_n().ok());
-        Ok(hour.and_then(|hour| hour.parse().ok()).map(EpochSecs::new))
-    }
-
-    async fn set_settled_through(&self, hour: EpochSecs) -> Result<(), Unavailable> {
-        let mut changes = Changes::default();
-        changes.set("settled_through", number(hour.as_secs()));
-        let request = self
-            .client
-            .update_item()
-            .table_name(&self.tables.control)
-            .key("name", text(CHECKPOINT))
-            .update_expression(changes.expression())
-            .set_expression_attribute_names(Some(changes.names))
-            .set_expression_attribute_values(Some(changes.values));
-        request.send().await.map(|_| ()).map_err(unavailable("writing the reporter's checkpoint"))
+    async fn save_both(&self, user_id: &UserId, one: (&str, &mut Book), other: (&str, &mut Book)) -> Result<Commit, Unavailable> {
+        let mut items = Vec::new();
+        for (tally_key, book) in [(one.0, &*one.1), (other.0, &*other.1)] {
+            let (changes, condition) = changes(user_id, book)?;
+            let key = ("user_id", user_id.as_str());
+            let update = update(&self.tables.books, &[key, ("book_key", tally_key)], changes, Some(condition))?;
+            items.push(TransactWriteItem::builder().update(update).build());
+        }
+        match self.client.transact_write_items().set_transact_items(Some(items)).send().await {
+            Ok(_) => {
+                for book in [one.1, other.1] {
+                    book.version = book.version.saturating_add(1);
+                }
+                Ok(Commit::Done)
+            }
+            Err(SdkError::ServiceError(error)) if lost_race(error.err()) => Ok(Commit::LostRace),
+            Err(error) => Err(unavailable(SAVE)(error)),
+        }
     }
 }
 
-impl Reported for Store {
-    async fn books(&self, user_id: &UserId, from: UtcDay, to: UtcDay) -> Result<Vec<Book>, Unavailable> {
+/// What saving a book changes, and the condition it holds under.
+fn changes(user_id: &UserId, book: &Book) -> Result<(Changes, String), Unavailable> {
+    let mut changes = Changes::default();
+    let condition = changes.if_version("user_id", book.version);
+    let saved = Book { version: book.version.saturating_add(1), ..book.clone() };
+    let (present, absent): (Vec<_>, Vec<_>) =
+        to_item(SAVE, &saved)?.into_iter().partition(|(_, value)| !matches!(value, AttributeValue::Null(_)));
+    changes.set_all(present.into_iter().collect(), &[]);
+    // An index takes no null, and what is absent reads the same.
+    for (attribute, _) in absent {
+        changes.remove(&attribute);
+    }
+    match book.due_at {
+        Some(_) => changes.set("due_shard", text(format!("{:02}", shard_of(user_id.as_str(), DUE_SHARDS)))),
+        None => changes.remove("due_shard"),
+    }
+    Ok((changes, condition))
+}
+
+impl Store {
+    async fn query_books(&self, user_id: &UserId, from: UtcDay, to: UtcDay, consistent: bool) -> Result<Vec<Item>, Unavailable> {
         let mut books = Vec::new();
         let mut start = None;
         loop {
@@ -152,16 +211,22 @@ impl Reported for Store {
                 .expression_attribute_values(":user", text(user_id.as_str()))
                 .expression_attribute_values(":from", text(format!("{from}/")))
                 .expression_attribute_values(":to", text(format!("{to}0")))
+                .consistent_read(consistent)
                 .set_exclusive_start_key(start);
             let page = query.send().await.map_err(unavailable(BOOK))?;
-            for item in page.items.unwrap_or_default() {
-                books.push(from_item(BOOK, item)?);
-            }
+            books.extend(page.items.unwrap_or_default());
             start = page.last_evaluated_key;
             if start.is_none() {
                 return Ok(books);
             }
         }
+    }
+}
+
+impl Reported for Store {
+    async fn books(&self, user_id: &UserId, from: UtcDay, to: UtcDay) -> Result<Vec<Book>, Unavailable> {
+        let items = self.query_books(user_id, from, to, false).await?;
+        items.into_iter().map(|item| from_item(BOOK, item)).collect()
     }
 }
 

@@ -18,7 +18,8 @@ use std::collections::HashMap;
 use aws_sdk_dynamodb::{
     Client,
     error::{ProvideErrorMetadata, SdkError},
-    types::AttributeValue,
+    operation::transact_write_items::TransactWriteItemsError,
+    types::{AttributeValue, Update},
 };
 use serde::{Serialize, de::DeserializeOwned};
 
@@ -99,6 +100,28 @@ fn text(value: impl Into<String>) -> AttributeValue {
 
 fn number(value: impl ToString) -> AttributeValue {
     AttributeValue::N(value.to_string())
+}
+
+/// An update as a part of a transaction.
+fn update(table: &str, key: &[(&str, &str)], changes: Changes, condition: Option<String>) -> Result<Update, Unavailable> {
+    let key = key.iter().map(|(name, value)| ((*name).to_owned(), text(*value))).collect();
+    Update::builder()
+        .table_name(table)
+        .set_key(Some(key))
+        .update_expression(changes.expression())
+        .set_condition_expression(condition)
+        .set_expression_attribute_names(Some(changes.names))
+        .set_expression_attribute_values(Some(changes.values))
+        .build()
+        .map_err(|error| Unavailable { what: "building a transaction", reason: error.to_string() })
+}
+
+/// Whether somebody else committed first: a condition on a version did not hold, or another transaction was at the items.
+fn lost_race(error: &TransactWriteItemsError) -> bool {
+    let TransactWriteItemsError::TransactionCanceledException(cancelled) = error else { return false };
+    let codes = cancelled.cancellation_reasons().iter().filter_map(|reason| reason.code());
+    let mut codes = codes.filter(|code| *code != "None").peekable();
+    codes.peek().is_some() && codes.all(|code| matches!(code, "ConditionalCheckFailed" | "TransactionConflict"))
 }
 
 /// An update expression under construction: which attributes are set, added to or removed.

@@ -9,11 +9,11 @@ use tokentill::{
         counting::{Batch, LedgerRow},
         id::{CustomerId, EventId, UserId},
         report::{Book, Tally},
-        time::EpochSecs,
+        time::{EpochSecs, UtcDay},
     },
     ports::{
         AccountChange, Accounts, Books, Commit, CustomerRecord, DueAccounts, Ledger, MeterErrors, Quarantine, Quarantined,
-        Touched, Unavailable, Written,
+        ReporterMemory, ReporterState, Touched, Unavailable, Written,
     },
 };
 
@@ -191,16 +191,42 @@ impl<P: Books> Books for Faulty<P> {
         self.call("book", self.port.book(user_id, tally_key)).await
     }
 
+    async fn due_books(&self, until: EpochSecs) -> Result<Vec<(UserId, String)>, Unavailable> {
+        self.call("due_books", self.port.due_books(until)).await
+    }
+
+    async fn book_keys(&self, user_id: &UserId, from: UtcDay, to: UtcDay) -> Result<Vec<String>, Unavailable> {
+        self.call("book_keys", self.port.book_keys(user_id, from, to)).await
+    }
+
     async fn save(&self, user_id: &UserId, tally_key: &str, book: &mut Book) -> Result<Commit, Unavailable> {
         self.call("save", self.port.save(user_id, tally_key, book)).await
     }
 
-    async fn settled_through(&self) -> Result<Option<EpochSecs>, Unavailable> {
-        self.call("settled_through", self.port.settled_through()).await
+    async fn save_both(&self, user_id: &UserId, one: (&str, &mut Book), other: (&str, &mut Book)) -> Result<Commit, Unavailable> {
+        self.call("save_both", self.port.save_both(user_id, one, other)).await
+    }
+}
+
+impl<P: ReporterState> ReporterState for Faulty<P> {
+    async fn memory(&self) -> Result<ReporterMemory, Unavailable> {
+        self.call("memory", self.port.memory()).await
     }
 
-    async fn set_settled_through(&self, hour: EpochSecs) -> Result<(), Unavailable> {
-        self.call("set_settled_through", self.port.set_settled_through(hour)).await
+    async fn remember(&self, memory: &ReporterMemory) -> Result<(), Unavailable> {
+        self.call("remember", self.port.remember(memory)).await
+    }
+
+    async fn take_lease(&self, owner: &str, now_ms: i64, until_ms: i64) -> Result<bool, Unavailable> {
+        self.call("take_lease", self.port.take_lease(owner, now_ms, until_ms)).await
+    }
+
+    async fn give_lease_back(&self, owner: &str) -> Result<(), Unavailable> {
+        self.call("give_lease_back", self.port.give_lease_back(owner)).await
+    }
+
+    async fn table_ids(&self) -> Result<Vec<String>, Unavailable> {
+        self.call("table_ids", self.port.table_ids()).await
     }
 }
 

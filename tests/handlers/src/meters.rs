@@ -7,8 +7,8 @@ use std::{
 };
 
 use tokentill::{
-    domain::report::MeterReport,
-    ports::{Delivered, MeterSink, StripeError},
+    domain::{id::CustomerId, report::MeterReport, time::EpochSecs},
+    ports::{Delivered, MeterSink, MeterSummaries, StripeError},
 };
 
 use crate::Faults;
@@ -26,6 +26,8 @@ struct Inner {
     taken: Vec<MeterReport>,
     attempts: Vec<MeterReport>,
     errors: VecDeque<StripeError>,
+    /// What summaries show beside what was taken: less of what was thrown away, more of what others sent.
+    strays: Vec<(String, EpochSecs, i64)>,
 }
 
 impl Meters {
@@ -54,6 +56,42 @@ impl Meters {
     /// Answers the next call with this error, without an effect.
     pub fn refuse_next(&self, error: StripeError) {
         self.inner.borrow_mut().errors.push_back(error);
+    }
+}
+
+impl Meters {
+    /// Lets the summaries show so much more, or less, of a meter in a minute than was taken.
+    pub fn stray(&self, event_name: &str, minute: EpochSecs, quantity: i64) {
+        self.inner.borrow_mut().strays.push((event_name.to_owned(), minute, quantity));
+    }
+
+    /// Forgets every identifier, as Stripe does after a day.
+    pub fn forget_identifiers(&self) {
+        for taken in &mut self.inner.borrow_mut().taken {
+            taken.identifier.insert_str(0, "forgotten ");
+        }
+    }
+}
+
+impl MeterSummaries for Meters {
+    async fn total(
+        &self,
+        event_name: &str,
+        customer: &CustomerId,
+        from: EpochSecs,
+        until: EpochSecs,
+    ) -> Result<u64, StripeError> {
+        let lost = |reason| StripeError::Unavailable { reason, retry_after_secs: None, request_id: "req_lost".to_owned() };
+        let effect = async {
+            assert!(from == from.minute() && until == until.minute() && from < until, "summaries are asked for whole minutes");
+            let inner = self.inner.borrow();
+            let of = |report: &&MeterReport| report.event_name == event_name && report.customer == *customer;
+            let taken = inner.taken.iter().filter(of).filter(|report| (from..until).contains(&report.minute));
+            let taken: u64 = taken.map(|report| report.quantity).sum();
+            let strays = inner.strays.iter().filter(|(name, minute, _)| name == event_name && (from..until).contains(minute));
+            Ok(taken.checked_add_signed(strays.map(|(_, _, quantity)| quantity).sum()).expect("no less than nothing"))
+        };
+        self.faults.around("total", lost, effect).await
     }
 }
 

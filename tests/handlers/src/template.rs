@@ -83,16 +83,26 @@ impl Template {
     /// Creates every table: keys, attributes and indexes as declared.
     pub async fn create_tables(&self, client: &Client) {
         for table in self.tables.values() {
-            let request = client
-                .create_table()
-                .table_name(table_name(table))
-                .billing_mode(BillingMode::PayPerRequest)
-                .set_key_schema(Some(keys(&table["KeySchema"])))
-                .set_attribute_definitions(Some(attributes(&table["AttributeDefinitions"])))
-                .set_global_secondary_indexes(indexes(&table["GlobalSecondaryIndexes"]));
-            request.send().await.expect("the template's table can be created");
+            create_table(client, table).await;
         }
     }
+
+    /// Makes one table, as it is after it was restored: another one of the same name.
+    pub(crate) async fn create_again(&self, client: &Client, name: &str) {
+        let table = self.tables.values().find(|table| table_name(table) == name).expect("the template has the table");
+        create_table(client, table).await;
+    }
+}
+
+async fn create_table(client: &Client, table: &Value) {
+    let request = client
+        .create_table()
+        .table_name(table_name(table))
+        .billing_mode(BillingMode::PayPerRequest)
+        .set_key_schema(Some(keys(&table["KeySchema"])))
+        .set_attribute_definitions(Some(attributes(&table["AttributeDefinitions"])))
+        .set_global_secondary_indexes(indexes(&table["GlobalSecondaryIndexes"]));
+    request.send().await.expect("the template's table can be created");
 }
 
 /// The name that a `!Ref` or a `!Sub` holds.

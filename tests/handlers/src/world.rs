@@ -1,6 +1,6 @@
 //! The world of one test.
 
-use std::time::Duration;
+use std::{collections::HashMap, time::Duration};
 
 use aws_sdk_dynamodb::{
     Client,
@@ -95,6 +95,23 @@ impl World {
         let mut items = self.items(table).await;
         assert_eq!(items.len(), 1, "{table}: {items:#?}");
         items.remove(0)
+    }
+
+    /// A table's items as they are now, to restore it later.
+    pub async fn backup(&self, table: &str) -> Vec<HashMap<String, AttributeValue>> {
+        let pages = self.client.scan().table_name(format!("tokentill-{table}")).into_paginator().items().send();
+        pages.collect::<Result<_, _>>().await.expect("a table can be scanned")
+    }
+
+    /// Restores a table from a backup: another table of the same name, with another id.
+    pub async fn restore(&self, table: &str, items: Vec<HashMap<String, AttributeValue>>) {
+        let name = format!("tokentill-{table}");
+        self.client.delete_table().table_name(&name).send().await.expect("a table can be deleted");
+        self.template.create_again(&self.client, &name).await;
+        for item in items {
+            let put = self.client.put_item().table_name(&name).set_item(Some(item));
+            put.send().await.expect("an item can be put");
+        }
     }
 
     /// Writes an attribute beside what this version knows, as a newer version would.

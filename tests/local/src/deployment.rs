@@ -83,7 +83,7 @@ pub(crate) async fn deploy(tools: &Tools, folder: &Path, build: &Path, aws_url: 
             // This AWS speaks plain HTTP and is thrown away at the end.
             .args(["RequireTls=false", "DeletionProtection=false"])
             // Somebody waits for what happens: fast rather than cheap.
-            .args(["UsageBatchWindowSeconds=1", "SecretsTtlSeconds=5"])
+            .args(["UsageBatchWindowSeconds=1", "SecretsTtlSeconds=5", "ReportIntervalSeconds=10"])
             .env("AWS_ENDPOINT_URL", aws_url);
         process::run("sam deploy", &mut command, &folder.join("sam-deploy.log")).await
     })

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
-use serde_json::json;
+use serde_json::{Value, json};
 use stripe_sandbox::Sandbox;
 use tokio::task::JoinSet;
 
@@ -204,12 +204,32 @@ impl Stack {
         self.json.tables.get(role).cloned().with_context(|| format!("there is no table {role}"))
     }
 
-    /// Runs the reporter now.
+    /// Reports everything now.
+    ///
+    /// # Errors
+    /// It failed, or others kept the reporter's lease.
+    pub async fn report(&self) -> Result<()> {
+        for _ in 0..60 {
+            let run = self.order("report".into()).await?;
+            if run.get("leased") != Some(&Value::Bool(true)) {
+                return Ok(());
+            }
+            tokio::time::sleep(Duration::from_millis(500)).await;
+        }
+        anyhow::bail!("another reporter kept the lease")
+    }
+
+    /// Gives the reporter an order, and what came of it.
     ///
     /// # Errors
     /// It failed.
-    pub async fn report(&self) -> Result<()> {
-        run_scheduled(&self.aws, &self.function("reporter")?).await
+    pub async fn order(&self, order: Value) -> Result<Value> {
+        let reporter = self.function("reporter")?;
+        let mut event = scheduled_event(&reporter);
+        if let Some(fields) = event.as_object_mut() {
+            fields.insert("order".to_owned(), order);
+        }
+        invoke(&self.aws, &reporter, &event).await
     }
 
     /// Runs the sweeper now.
@@ -217,7 +237,8 @@ impl Stack {
     /// # Errors
     /// It failed.
     pub async fn sweep(&self) -> Result<()> {
-        run_scheduled(&self.aws, &self.function("sweeper")?).await
+        let sweeper = self.function("sweeper")?;
+        invoke(&self.aws, &sweeper, &scheduled_event(&sweeper)).await.map(drop)
     }
 
     /// Ends every process, and removes `stack.json` and all state; only the logs stay.
@@ -316,15 +337,15 @@ async fn keep_reporting(aws: &Aws, reporter: &str) {
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         tick.tick().await;
-        if let Err(error) = run_scheduled(aws, reporter).await {
+        if let Err(error) = invoke(aws, reporter, &scheduled_event(reporter)).await {
             eprintln!("local: the reporter failed: {error:#}");
         }
     }
 }
 
-/// Invokes a function as its schedule would.
-async fn run_scheduled(aws: &Aws, function: &str) -> Result<()> {
-    let event = json!({
+/// What a function's schedule sends it.
+fn scheduled_event(function: &str) -> Value {
+    json!({
         "version": "0",
         "id": random_text(),
         "detail-type": "Scheduled Event",
@@ -334,10 +355,14 @@ async fn run_scheduled(aws: &Aws, function: &str) -> Result<()> {
         "region": REGION,
         "resources": [format!("arn:aws:scheduler:{REGION}:000000000000:schedule/default/{function}")],
         "detail": {},
-    });
-    let invoked = aws.invoke(function, &event).await?;
+    })
+}
+
+/// Invokes a function, and its answer.
+async fn invoke(aws: &Aws, function: &str, event: &Value) -> Result<Value> {
+    let invoked = aws.invoke(function, event).await?;
     anyhow::ensure!(!invoked.failed, "{function}: {}", invoked.payload);
-    Ok(())
+    Ok(invoked.payload)
 }
 
 /// The present second, as AWS writes it.

@@ -207,6 +207,9 @@ impl Work<'_> {
             let total = |part: &str| usage["totals"]["requests"][part].as_u64().unwrap_or(0);
             ensure!(total("counted") > 0 && total("reported") + total("quarantined") == total("counted"), "{usage}");
         }
+        // What was refused is reported once more.
+        let run = self.stack.order(json!({"replay": {"user_id": "reported"}})).await?;
+        ensure!(run["leased"] == true || run["delivered"].as_u64() > Some(0), "{run}");
         Ok(())
     }
 

@@ -6,7 +6,6 @@ use access::AccessApi;
 use expect_test::{Expect, expect};
 use handlers::{Fault, Faulty, TestClock, TestSecret, World};
 use lambda_http::{Body, Request, request};
-use reporter::Reporter;
 use serde_json::{Value, json};
 use tokentill::{
     domain::{
@@ -454,19 +453,8 @@ async fn usage_by_day_shows_what_was_counted_reported_and_quarantined() {
         message: String::new(),
         request_id: "req_1".to_owned(),
     });
-    let made = std::cell::Cell::new(0);
-    let reporter = Reporter {
-        books: world_store(&bench.world),
-        meters: bench.world.meters.clone(),
-        quarantine: world_store(&bench.world),
-        clock: bench.world.clock.clone(),
-        prices: PriceList::shipped().unwrap(),
-        identifiers: || {
-            made.set(made.get() + 1);
-            format!("id-{}", made.get())
-        },
-    };
-    reporter.run(bench.world.clock.now()).await.unwrap();
+    let reporter = crate::reporter::function(&bench.world, "id");
+    reporter.run(bench.world.clock.now(), None, &crate::reporter::invocation(&bench.world, "inv")).await.unwrap();
     count(&bench.world, "inv_2", &[call("ada", "req_4")]).await;
     bench.api.tokens.rotate("token_sample");
     let (status, _, body) = bench.ask(request::from_str(USAGE_QUERY).unwrap()).await;
@@ -526,10 +514,6 @@ async fn usage_by_day_shows_what_was_counted_reported_and_quarantined() {
           "user_id": "ada"
         }"#]]
     .assert_eq(&format!("{body:#}"));
-}
-
-fn world_store(world: &World) -> Faulty<Store> {
-    world.store_of("reporter")
 }
 
 #[tokio::test]

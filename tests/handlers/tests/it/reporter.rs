@@ -4,29 +4,36 @@ use std::cell::Cell;
 
 use expect_test::expect;
 use handlers::{Fault, Faulty, Meters, TestClock, WireFault, World, cancelled};
-use reporter::{Reporter, Run};
+use reporter::{Invocation, Order, ReportEvent, Reporter, Run, Settings};
 use serde_json::json;
 use tokentill::{
-    domain::{price_list::PriceList, time::DAY_SECS},
+    domain::{
+        id::MeterId,
+        price_list::PriceList,
+        report::{Book, BookTotals},
+        time::DAY_SECS,
+    },
     dynamodb::Store,
-    ports::{Books, Clock, StripeError, Unavailable},
+    ports::{
+        AccountChange, Accounts, Books, Clock, Commit, MeterErrors, Reported, ReporterMemory, ReporterState, StripeError,
+        Unavailable,
+    },
     records::isolated,
-    schedule::ScheduledEvent,
 };
 
 use crate::{
-    samples::{SCHEDULED, at, commit, subscriber, user},
+    samples::{SCHEDULED, at, cancelled as cancelled_subscription, commit, subscriber, user},
     usage::{call, count, with},
 };
 
-type Function = Reporter<Faulty<Store>, Meters, Faulty<Store>, TestClock, Box<dyn Fn() -> String>>;
+pub(crate) type Function = Reporter<Faulty<Store>, Faulty<Store>, Meters, Faulty<Store>, TestClock, Box<dyn Fn() -> String>>;
 
 struct Bench {
     world: World,
     reporter: Function,
 }
 
-fn function(world: &World, name: &'static str) -> Function {
+pub(crate) fn function(world: &World, name: &'static str) -> Function {
     let made = Cell::new(0);
     let identifiers = move || {
         made.set(made.get() + 1);
@@ -34,16 +41,34 @@ fn function(world: &World, name: &'static str) -> Function {
     };
     Reporter {
         books: world.store_of("reporter"),
+        accounts: world.store_of("reporter"),
         meters: world.meters.clone(),
         quarantine: world.store_of("reporter"),
         clock: world.clock.clone(),
         prices: PriceList::shipped().unwrap(),
         identifiers: Box::new(identifiers),
+        // Every run looks at everything.
+        settings: Settings { interval_secs: 0, final_after_secs: 3_600, calls_per_sec: 100_000 },
     }
 }
 
-/// A world in which ada is on the plan `pro`, and three of her calls are counted.
+/// An invocation that has a quarter of an hour.
+pub(crate) fn invocation(world: &World, id: &str) -> Invocation {
+    let over_at_ms = world.clock.now_ms() + 900_000;
+    Invocation { id: id.to_owned(), stop_at_ms: over_at_ms - 180_000, over_at_ms }
+}
+
+/// A world in which ada is on the plan `pro`, and three of her calls are counted. The reporter has run before, so that it need
+/// not look through the past 36 days.
 async fn bench() -> Bench {
+    let bench = fresh_bench().await;
+    let memory = ReporterMemory { settled_through: Some(at("2026-11-22T10:00:00Z")), ..ReporterMemory::default() };
+    bench.world.store().remember(&memory).await.unwrap();
+    bench
+}
+
+/// The same before the reporter's first run.
+async fn fresh_bench() -> Bench {
     let world = World::start().await;
     commit(&world, "ada", &subscriber("cus_Ada", "ada", "2026-11-10T00:00:00Z")).await;
     count(&world, "inv", &[call("ada", "req_1"), call("ada", "req_2"), call("ada", "req_3")]).await;
@@ -53,12 +78,16 @@ async fn bench() -> Bench {
 
 impl Bench {
     async fn run(&self) -> Run {
-        self.reporter.run(self.world.clock.now()).await.unwrap()
+        self.order(None).await
+    }
+
+    async fn order(&self, order: Option<Order>) -> Run {
+        self.reporter.run(self.world.clock.now(), order.as_ref(), &invocation(&self.world, "inv")).await.unwrap()
     }
 
     /// Runs as a fresh process would that a fault may end anywhere.
     async fn run_and_break(&self) -> Option<Result<Run, Unavailable>> {
-        isolated(self.reporter.run(self.world.clock.now())).await.ok()
+        isolated(self.reporter.run(self.world.clock.now(), None, &invocation(&self.world, "inv"))).await.ok()
     }
 
     /// What Stripe's meters show for ada: requests, tokens in, tokens out.
@@ -68,7 +97,7 @@ impl Bench {
     }
 
     async fn settled_through(&self) -> String {
-        let hour = self.world.store().settled_through().await.unwrap();
+        let hour = self.world.store().memory().await.unwrap().settled_through;
         hour.map_or("-".to_owned(), |hour| hour.to_string())
     }
 
@@ -85,18 +114,18 @@ fn not_available() -> StripeError {
 
 #[tokio::test]
 async fn what_is_counted_is_reported_once_per_meter_and_a_second_run_reports_nothing() {
-    let bench = bench().await;
-    let event: ScheduledEvent = serde_json::from_str(SCHEDULED).unwrap();
-    let moment = event.moment().unwrap();
-    assert_eq!(moment, bench.world.clock.now());
-    let run = bench.reporter.run(moment).await.unwrap();
+    let bench = fresh_bench().await;
+    let event: ReportEvent = serde_json::from_str(SCHEDULED).unwrap();
+    let moment = event.scheduled.moment().unwrap();
+    assert_eq!((moment, &event.order), (bench.world.clock.now(), &None));
+    let run = bench.reporter.run(moment, None, &invocation(&bench.world, "inv")).await.unwrap();
     assert_eq!(run, Run { tallies: 1, delivered: 3, ..Run::default() });
     assert_eq!(bench.metered(), THREE_CALLS);
     assert_eq!(bench.run().await, Run { tallies: 1, ..Run::default() });
     assert_eq!(bench.world.meters.attempts().len(), 3);
     expect![[r#"
-        {"book_key":"2026-11-22/6:billed/7:sub_Ada/10:1794268800/16:7fb1b4d849779f3c","meters":{"requests":{"confirmed_in_last_minute":3,"intent":null,"last_minute":1795348800,"quarantined":0,"reported":3},"tokens_in":{"confirmed_in_last_minute":2436,"intent":null,"last_minute":1795348800,"quarantined":0,"reported":2436},"tokens_out":{"confirmed_in_last_minute":720,"intent":null,"last_minute":1795348800,"quarantined":0,"reported":720}},"user_id":"ada","version":2}
-        {"name":"reporter","settled_through":1795345200}"#]].assert_eq(&format!("{}\n{}", bench.book().await, bench.world.item("control").await));
+        {"book_key":"2026-11-22/6:billed/7:sub_Ada/10:1794268800/16:7fb1b4d849779f3c","confirmed_at":1795348800,"due_at":1795399200,"due_shard":"02","meters":{"requests":{"confirmed_in_last_minute":3,"intent":null,"last_minute":1795348800,"quarantined":0,"reported":3},"tokens_in":{"confirmed_in_last_minute":2436,"intent":null,"last_minute":1795348800,"quarantined":0,"reported":2436},"tokens_out":{"confirmed_in_last_minute":720,"intent":null,"last_minute":1795348800,"quarantined":0,"reported":720}},"user_id":"ada","version":2}
+        2026-11-22T11:00:00Z"#]].assert_eq(&format!("{}\n{}", bench.book().await, bench.settled_through().await));
 }
 
 #[tokio::test]
@@ -133,12 +162,11 @@ async fn the_intent_is_in_the_book_when_the_report_is_sent() {
 }
 
 /// Every call of a first run that changes something, and what may befall it.
-const CALLS: [(&str, usize); 6] = [("save", 1), ("send", 1), ("send", 2), ("send", 3), ("save", 2), ("set_settled_through", 1)];
+const CALLS: [(&str, usize); 8] =
+    [("save", 1), ("send", 1), ("send", 2), ("send", 3), ("save", 2), ("remember", 1), ("take_lease", 1), ("give_lease_back", 1)];
 
 async fn broken_at(call: (&'static str, usize), fault: Fault, clean_runs_after_secs: i64) {
     let bench = bench().await;
-    // With a checkpoint it need not look through the past 36 days.
-    bench.world.store().set_settled_through(at("2026-11-22T10:00:00Z")).await.unwrap();
     let faults = if call.0 == "send" { &bench.world.meters.faults } else { &bench.reporter.books.faults };
     faults.at(call.0, call.1, fault);
     let _ = bench.run_and_break().await;
@@ -201,12 +229,12 @@ async fn while_stripe_is_not_available_reports_wait_under_their_identifiers() {
     let bench = bench().await;
     let unauthorised = StripeError::Unauthorised { status: 401, code: "invalid_key".to_owned(), request_id: "req_1".to_owned() };
     let unreadable = StripeError::Unreadable { reason: "meter event".to_owned(), request_id: "req_1".to_owned() };
-    for error in [not_available(), unauthorised, unreadable] {
-        (0..3).for_each(|_| bench.world.meters.refuse_next(error.clone()));
+    // After a key that is not accepted nothing else is tried.
+    for (error, tried) in [(not_available(), 3), (unauthorised, 1), (unreadable, 3)] {
+        (0..tried).for_each(|_| bench.world.meters.refuse_next(error.clone()));
         let run = bench.run().await;
         assert_eq!((run.delivered, run.pending, run.errors.len()), (0, 3, 1));
-        let settled_through = bench.settled_through().await;
-        assert!(settled_through.as_str() <= "2026-11-22T12:00:00Z", "its hour stays open: {settled_through}");
+        assert!(bench.book().await["due_at"].is_number(), "and are come back to");
         bench.world.clock.advance_ms(6 * 3_600_000);
     }
     assert_eq!(bench.run().await.delivered, 3);
@@ -227,13 +255,60 @@ async fn a_report_of_unknown_fate_is_not_resent_from_20_hours_after_its_first_at
     assert_eq!(bench.world.meters.attempts().len(), 6);
     bench.world.meters.faults.clear();
     bench.world.clock.advance_ms(1_000);
+    let run = bench.run().await;
+    assert_eq!((run.delivered, run.overdue, bench.world.meters.faults.calls("total")), (0, 3, 0), "{run:?}");
+    bench.world.clock.advance_ms(3_599_000);
+    assert_eq!(bench.run().await.overdue, 3, "a second before an hour after its last possible attempt");
+    assert_eq!(bench.world.meters.attempts().len(), 6);
+}
+
+/// A report of unknown fate, 21 hours after its first attempt, when its minute's summary can decide it.
+async fn undecided(fault: Fault) -> Bench {
+    let bench = bench().await;
+    bench.world.meters.faults.always("send", fault);
+    bench.run().await;
+    bench.world.meters.faults.clear();
+    // Stripe has forgotten it: sent again under the same identifier it would be counted twice.
+    bench.world.meters.forget_identifiers();
+    bench.world.clock.advance_ms(21 * 3_600_000);
+    bench
+}
+
+#[tokio::test]
+async fn a_report_that_never_arrived_is_reported_anew_after_21_hours() {
+    let bench = undecided(Fault::LoseRequest).await;
+    let run = bench.run().await;
+    assert_eq!((run.delivered, run.overdue), (3, 0), "{run:?}");
+    assert_eq!(bench.metered(), THREE_CALLS);
+    let identifiers: std::collections::BTreeSet<_> =
+        bench.world.meters.attempts().into_iter().map(|report| report.identifier).collect();
+    assert_eq!(identifiers.len(), 6, "under new identifiers");
+}
+
+#[tokio::test]
+async fn a_report_that_did_arrive_is_confirmed_by_its_minute_after_21_hours() {
+    let bench = undecided(Fault::LoseReply).await;
+    let run = bench.run().await;
+    assert_eq!((run.delivered, run.overdue, bench.world.meters.attempts().len()), (3, 0, 3), "{run:?}");
+    assert_eq!(bench.metered(), THREE_CALLS);
+    assert_eq!(bench.book().await["meters"]["requests"]["reported"], 3);
+}
+
+#[tokio::test]
+async fn what_a_minute_does_not_tell_is_left_to_a_person() {
+    let bench = undecided(Fault::LoseRequest).await;
+    bench.world.meters.stray("requests", at("2026-11-22T12:00:00Z"), 1);
     for _ in 0..2 {
         let run = bench.run().await;
-        assert_eq!((run.delivered, run.overdue), (0, 3), "{run:?}");
+        assert_eq!(run.overdue, 1, "{run:?}");
         bench.world.clock.advance_ms(DAY_SECS * 1000);
     }
-    assert_eq!(bench.world.meters.attempts().len(), 6);
-    assert_eq!(bench.settled_through().await, "2026-11-22T12:00:00Z", "it is not forgotten");
+    assert_eq!(bench.metered(), [0, 3 * 812, 3 * 240]);
+    // A second book of that day may have reported in that minute too.
+    let other = undecided(Fault::LoseRequest).await;
+    let (key, mut book) = (format!("2026-11-22/{}", "other"), Book::default());
+    other.world.store().save(&user("ada"), &key, &mut book).await.unwrap();
+    assert_eq!(other.run().await.overdue, 3);
 }
 
 #[tokio::test]
@@ -282,9 +357,10 @@ async fn a_refused_report_whose_quarantine_fails_is_neither_lost_nor_kept_twice(
 async fn a_reporter_that_loses_the_race_for_the_book_sends_nothing() {
     let bench = bench().await;
     let other = function(&bench.world, "other");
-    let clock = bench.world.clock.clone();
+    // One that believes to hold the same lease: the book's version alone keeps them apart.
+    let (now, invocation) = (bench.world.clock.now(), invocation(&bench.world, "inv"));
     bench.reporter.books.faults.meanwhile("save", 1, async move {
-        other.run(clock.now()).await.unwrap();
+        other.run(now, None, &invocation).await.unwrap();
     });
     assert_eq!(bench.run().await, Run { tallies: 1, ..Run::default() });
     let attempts = bench.world.meters.attempts();
@@ -296,8 +372,8 @@ async fn a_reporter_that_loses_the_race_for_the_book_sends_nothing() {
 async fn reporters_side_by_side_report_each_quantity_once() {
     let bench = bench().await;
     let others = [function(&bench.world, "a"), function(&bench.world, "b"), function(&bench.world, "c")];
-    let now = bench.world.clock.now();
-    let runs = others.iter().map(|reporter| reporter.run(now));
+    let (now, invocation) = (bench.world.clock.now(), invocation(&bench.world, "inv"));
+    let runs = others.iter().map(|reporter| reporter.run(now, None, &invocation));
     futures_util::future::join_all(runs).await.into_iter().for_each(|run| drop(run.unwrap()));
     bench.run().await;
     assert_eq!(bench.metered(), THREE_CALLS);
@@ -359,19 +435,25 @@ async fn many_users_are_reported_each_to_its_own_customer() {
 }
 
 #[tokio::test]
-async fn the_checkpoint_moves_only_past_hours_that_are_settled_and_never_back() {
-    let bench = bench().await;
+async fn the_checkpoint_moves_past_hours_whose_tallies_are_settled_or_have_a_due_book_and_never_back() {
+    let bench = fresh_bench().await;
     assert_eq!(bench.settled_through().await, "-");
-    bench.world.meters.faults.at("send", 1, Fault::LoseRequest);
+    bench.world.meters.faults.always("send", Fault::LoseRequest);
+    bench.reporter.books.faults.at("save", 1, Fault::LoseRequest);
     bench.world.clock.set("2026-11-22T15:10:00Z");
     bench.run().await;
-    assert_eq!(bench.settled_through().await, "2026-11-22T12:00:00Z", "one meter of that hour is open");
+    assert_eq!(bench.settled_through().await, "2026-11-22T12:00:00Z", "nothing else knows of that tally");
     bench.run().await;
-    assert_eq!(bench.settled_through().await, "2026-11-22T14:00:00Z", "the hour before stays open");
-    assert_eq!(bench.reporter.run(at("2026-11-22T13:00:00Z")).await.unwrap(), Run::default());
-    assert_eq!(bench.settled_through().await, "2026-11-22T14:00:00Z", "a late event does not move it back");
-    bench.world.clock.set("2026-11-25T00:00:00Z");
-    assert_eq!(bench.run().await.tallies, 0, "settled hours are not looked at again");
+    assert_eq!(bench.settled_through().await, "2026-11-22T14:00:00Z", "its book is due; the hour before stays open");
+    bench.world.clock.set("2026-11-22T16:10:00Z");
+    assert_eq!((bench.run().await.pending, bench.settled_through().await.as_str()), (3, "2026-11-22T15:00:00Z"));
+    let run = bench.reporter.run(at("2026-11-22T13:00:00Z"), None, &invocation(&bench.world, "inv")).await.unwrap();
+    assert_eq!(run, Run::default());
+    assert_eq!(bench.settled_through().await, "2026-11-22T15:00:00Z", "a late event does not move it back");
+    bench.world.meters.faults.clear();
+    assert_eq!((bench.run().await.delivered, bench.metered()), (3, THREE_CALLS));
+    bench.world.clock.set("2026-11-22T23:00:00Z");
+    assert_eq!(bench.run().await.tallies, 0, "settled tallies are not looked at again");
 }
 
 #[tokio::test]
@@ -389,7 +471,7 @@ async fn new_usage_in_a_tally_of_a_settled_hour_is_found() {
 
 #[tokio::test]
 async fn a_first_run_finds_usage_of_the_past_35_days() {
-    let bench = bench().await;
+    let bench = fresh_bench().await;
     bench.world.clock.advance_ms(35 * DAY_SECS * 1000);
     assert_eq!(bench.run().await.delivered, 3);
 }
@@ -431,4 +513,358 @@ async fn a_test_clocks_usage_is_reported_in_the_accounts_own_time() {
     bench.run().await;
     let report = bench.world.meters.taken().into_iter().find(|report| report.customer.as_str() == "cus_Tess").unwrap();
     assert_eq!(report.minute, at("2027-02-15T12:00:00Z"));
+}
+
+#[tokio::test]
+async fn usage_of_a_closed_period_is_carried_once_whatever_breaks() {
+    for (call, nth) in [("save_both", 1), ("save", 1), ("send", 1), ("save", 2)] {
+        for fault in [Fault::CrashBefore, Fault::CrashAfter, Fault::LoseRequest, Fault::LoseReply] {
+            let bench = bench().await;
+            // The period ends on 10 December; an hour later its invoice is final, and these three calls are not reported.
+            bench.world.clock.set("2026-12-10T12:00:30Z");
+            let faults = if call == "send" { &bench.world.meters.faults } else { &bench.reporter.books.faults };
+            faults.at(call, nth, fault);
+            let _ = bench.run_and_break().await;
+            bench.world.clock.advance_ms(60_000);
+            for _ in 0..3 {
+                bench.run().await;
+            }
+            assert_eq!(bench.metered(), THREE_CALLS, "{call} {nth} {fault:?}");
+            assert_eq!(bench.world.meters.taken().len(), 3, "{call} {nth} {fault:?}");
+            assert!(
+                bench.world.meters.taken().iter().all(|report| report.minute >= at("2026-12-10T12:00:00Z")),
+                "{call} {fault:?}"
+            );
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_is_carried_is_noted_in_both_books_and_they_balance() {
+    let bench = bench().await;
+    bench.world.clock.set("2026-12-10T12:00:30Z");
+    let run = bench.run().await;
+    assert_eq!((run.carried, run.delivered, run.tallies), (3, 3, 2));
+    let requests = MeterId::new("requests").unwrap();
+    let books: Vec<Book> = bench
+        .world
+        .store()
+        .books(&user("ada"), at("2026-11-01T00:00:00Z").day(), at("2026-12-31T00:00:00Z").day())
+        .await
+        .unwrap();
+    let shown: Vec<_> = books.iter().map(|book| book.totals(&requests)).collect();
+    let totals = |reported, carried| BookTotals { reported, carried, ..BookTotals::default() };
+    assert_eq!(shown, [totals(0, 3), totals(3, 0)]);
+    let from: Vec<_> = books[1].carried_in[&requests].iter().collect();
+    expect![[r#"[("2026-11-22/6:billed/7:sub_Ada/10:1794268800/16:7fb1b4d849779f3c", 3)]"#]].assert_eq(&format!("{from:?}"));
+    // What is counted late after that is carried too, and only that.
+    count(&bench.world, "late", &[call("ada", "req_late")]).await;
+    assert_eq!(bench.run().await.delivered, 3);
+    assert_eq!(bench.metered(), [4, 4 * 812, 4 * 240]);
+    // Later that day ada's own usage of the present period joins it in one book.
+    count(&bench.world, "own", &[call_at_now(&bench.world, "req_own")]).await;
+    assert_eq!((bench.run().await.delivered, bench.metered()), (3, [5, 5 * 812, 5 * 240]));
+}
+
+#[tokio::test]
+async fn an_invoice_that_is_known_to_be_final_closes_its_period_at_once() {
+    let bench = bench().await;
+    bench.world.clock.set("2026-12-10T00:00:30Z");
+    let mut facts = subscriber("cus_Ada", "ada", "2026-11-10T00:00:00Z");
+    for item in &mut facts.subscriptions[0].items {
+        item.period = (item.cycle.boundary(1), item.cycle.boundary(2));
+    }
+    let mut account = commit(&bench.world, "ada", &facts).await;
+    account.version += 1;
+    account.final_through.insert(facts.subscriptions[0].id.clone(), at("2026-12-10T00:00:00Z"));
+    let change = AccountChange { account: &account, next_due: None, notices: &[], processed: None, at_ms: 0 };
+    assert_eq!(bench.world.store().commit(&change).await.unwrap(), Commit::Done);
+    assert_eq!(bench.run().await.carried, 3);
+    assert!(bench.world.meters.taken().iter().all(|report| report.minute == at("2026-12-10T00:00:00Z")));
+}
+
+#[tokio::test]
+async fn what_can_be_billed_in_no_period_is_quarantined_once_and_can_be_replayed() {
+    for fault in [None, Some(("keep", Fault::LoseReply)), Some(("keep", Fault::CrashAfter)), Some(("save", Fault::CrashBefore))] {
+        let bench = bench().await;
+        let facts = cancelled_subscription(subscriber("cus_Ada", "ada", "2026-11-10T00:00:00Z"), "2026-11-22T12:30:00Z");
+        commit(&bench.world, "ada", &facts).await;
+        bench.world.clock.set("2026-11-22T13:30:00Z");
+        if let Some((call, fault)) = fault {
+            let faults = if call == "keep" { &bench.reporter.quarantine.faults } else { &bench.reporter.books.faults };
+            faults.at(call, 1, fault);
+            let _ = bench.run_and_break().await;
+        }
+        bench.run().await;
+        assert_eq!(bench.run().await.delivered, 0);
+        let entries = bench.world.items("quarantine").await;
+        assert_eq!((entries.len(), &entries[0]["reason"]), (3, &json!("period_closed")), "{fault:?}");
+        assert_eq!(bench.book().await["meters"]["requests"]["quarantined"], 3, "{fault:?}");
+        // She subscribes again, and a person decides that it is to be billed there.
+        commit(&bench.world, "ada", &subscriber("cus_Ada", "ada", "2026-11-22T13:00:00Z")).await;
+        bench.world.clock.advance_ms(60_000);
+        assert_eq!(bench.run().await.delivered, 0, "not by itself");
+        bench.order(Some(Order::Replay { user_id: user("ada") })).await;
+        assert_eq!((bench.metered(), bench.world.meters.taken().len()), (THREE_CALLS, 3), "{fault:?}");
+        bench.order(Some(Order::Replay { user_id: user("ada") })).await;
+        assert_eq!(bench.metered(), THREE_CALLS, "once");
+    }
+}
+
+#[tokio::test]
+async fn a_refused_report_is_reported_once_more_when_it_is_replayed() {
+    let bench = bench().await;
+    bench.world.meters.refuse_next(StripeError::Refused {
+        status: 400,
+        code: "archived_meter".to_owned(),
+        message: String::new(),
+        request_id: "req_1".to_owned(),
+    });
+    bench.run().await;
+    assert_eq!(bench.metered(), [0, 3 * 812, 3 * 240]);
+    bench.world.clock.advance_ms(60_000);
+    bench.order(Some(Order::Replay { user_id: user("ada") })).await;
+    assert_eq!(bench.metered(), THREE_CALLS);
+}
+
+impl Bench {
+    /// With the shipped interval of a quarter of an hour.
+    fn unhurried(mut self) -> Self {
+        self.reporter.settings.interval_secs = 900;
+        self
+    }
+}
+
+#[tokio::test]
+async fn between_two_intervals_only_what_is_urgent_is_reported() {
+    let bench = bench().await.unhurried();
+    assert_eq!(bench.run().await.delivered, 3);
+    bench.world.clock.set("2026-11-22T12:14:00Z");
+    count(&bench.world, "more", &[call_at_now(&bench.world, "req_4")]).await;
+    let leases = bench.reporter.books.faults.calls("take_lease");
+    assert_eq!(bench.run().await, Run::default());
+    assert_eq!(bench.reporter.books.faults.calls("take_lease"), leases, "a look that finds nothing writes nothing");
+    bench.world.clock.set("2026-11-22T12:15:00Z");
+    assert_eq!(bench.run().await.delivered, 3);
+    // Usage of a period's last seconds goes at once after its end, and what comes late 15 minutes before its invoice is final.
+    bench.world.clock.set("2026-12-09T23:55:00Z");
+    bench.run().await;
+    count(&bench.world, "last", &[call_at_now(&bench.world, "req_last")]).await;
+    bench.world.clock.set("2026-12-10T00:00:59Z");
+    assert_eq!(bench.run().await.tallies, 0);
+    bench.world.clock.set("2026-12-10T00:01:00Z");
+    assert_eq!(bench.run().await.delivered, 3);
+    bench.world.clock.set("2026-12-10T00:44:00Z");
+    bench.run().await;
+    let late = with(call("ada", "req_late"), "timestamp", "2026-12-09T23:59:30Z");
+    count(&bench.world, "late", &[late]).await;
+    bench.world.clock.set("2026-12-10T00:44:59Z");
+    assert_eq!(bench.run().await.delivered, 0);
+    bench.world.clock.set("2026-12-10T00:45:00Z");
+    assert_eq!(bench.run().await.delivered, 3);
+    assert!(bench.world.meters.taken().iter().all(|report| report.minute < at("2026-12-10T00:00:00Z")), "into its own period");
+    // An order reports at any time.
+    count(&bench.world, "now", &[call_at_now(&bench.world, "req_now")]).await;
+    assert_eq!(bench.run().await.delivered, 0);
+    assert_eq!(bench.order(Some(Order::Report)).await.delivered, 3);
+}
+
+#[tokio::test]
+async fn while_another_reporter_holds_the_lease_nothing_is_done() {
+    let bench = bench().await;
+    let now_ms = bench.world.clock.now_ms();
+    let store = bench.world.store();
+    assert!(store.take_lease("other", now_ms, now_ms + 60_000).await.unwrap());
+    assert_eq!(bench.run().await, Run { leased: true, ..Run::default() });
+    bench.world.clock.advance_ms(59_999);
+    assert!(bench.run().await.leased);
+    // It expired, so its holder is dead; whoever takes it now holds it, and the dead one gives nothing back.
+    bench.world.clock.advance_ms(1);
+    let now_ms = bench.world.clock.now_ms();
+    assert!(store.take_lease("third", now_ms, now_ms + 60_000).await.unwrap());
+    assert!(store.take_lease("third", now_ms, now_ms + 60_000).await.unwrap(), "its own lost reply is recognised");
+    store.give_lease_back("other").await.unwrap();
+    assert!(bench.run().await.leased);
+    store.give_lease_back("third").await.unwrap();
+    assert_eq!(bench.run().await.delivered, 3);
+    assert_eq!(bench.run().await.tallies, 1, "a run gives it back");
+}
+
+#[tokio::test]
+async fn a_run_whose_time_is_over_leaves_the_rest_to_the_next() {
+    let bench = bench().await.unhurried();
+    let over = Invocation { stop_at_ms: bench.world.clock.now_ms(), ..invocation(&bench.world, "inv") };
+    let run = bench.reporter.run(bench.world.clock.now(), None, &over).await.unwrap();
+    assert_eq!((run.delivered, bench.world.meters.attempts().len()), (0, 0));
+    bench.world.clock.advance_ms(60_000);
+    assert_eq!(bench.run().await.delivered, 3, "at its next look, not only after an interval");
+}
+
+#[tokio::test]
+async fn three_days_without_stripe_lose_and_double_nothing_and_cost_few_calls() {
+    let bench = bench().await.unhurried();
+    for n in 0..5 {
+        let (user_id, customer_id) = (format!("user_{n}"), format!("cus_{n}"));
+        commit(&bench.world, &user_id, &subscriber(&customer_id, &user_id, "2026-11-10T00:00:00Z")).await;
+        count(&bench.world, &format!("first_{n}"), &[call(&user_id, "req")]).await;
+    }
+    // Some requests are lost on their way there, some on their way back.
+    bench.world.meters.faults.always("send", Fault::LoseReply);
+    for hour in (0..72).step_by(3) {
+        if hour == 9 {
+            bench.world.meters.faults.always("send", Fault::LoseRequest);
+        }
+        if hour % 24 == 0 {
+            count(&bench.world, &format!("hour_{hour}"), &[call_at_now(&bench.world, &format!("req_{hour}"))]).await;
+        }
+        let before = bench.world.meters.attempts().len();
+        bench.run().await;
+        let calls = bench.world.meters.attempts().len() - before;
+        assert!(calls <= 8, "a run gives up after a few calls without an answer: {calls}");
+        bench.world.clock.advance_ms(3 * 3_600_000);
+    }
+    bench.world.meters.faults.clear();
+    bench.world.meters.forget_identifiers();
+    for _ in 0..10 {
+        bench.run().await;
+        bench.world.clock.advance_ms(3 * 3_600_000);
+    }
+    assert_eq!(bench.metered(), [6, 6 * 812, 6 * 240]);
+    for n in 0..5 {
+        assert_eq!(bench.world.meters.totals(&format!("cus_{n}"))["tokens_in"], 812, "user {n}");
+    }
+    assert!(bench.world.items("quarantine").await.is_empty());
+}
+
+#[tokio::test]
+async fn stripes_wish_to_wait_and_a_bad_key_end_a_run() {
+    let wait =
+        StripeError::Unavailable { reason: "429".to_owned(), retry_after_secs: Some(3_600), request_id: "req_1".to_owned() };
+    let key = StripeError::Unauthorised { status: 401, code: "invalid_key".to_owned(), request_id: "req_1".to_owned() };
+    for error in [wait, key] {
+        let bench = bench().await;
+        bench.world.meters.refuse_next(error);
+        let run = bench.run().await;
+        assert_eq!((run.delivered, bench.world.meters.attempts().len()), (0, 1), "{run:?}");
+        bench.world.clock.advance_ms(60_000);
+        assert_eq!((bench.run().await.delivered, bench.metered()), (3, THREE_CALLS));
+    }
+}
+
+#[tokio::test]
+async fn a_day_is_read_back_and_a_difference_stays_visible_until_it_is_gone() {
+    let bench = bench().await;
+    bench.run().await;
+    bench.world.meters.stray("tokens_out", at("2026-11-22T18:00:00Z"), 1);
+    bench.world.clock.set("2026-11-23T01:59:59Z");
+    assert_eq!((bench.run().await.checked, bench.world.meters.faults.calls("total")), (0, 0));
+    bench.world.clock.set("2026-11-23T02:00:00Z");
+    let run = bench.run().await;
+    assert_eq!((run.checked, run.differences, run.rejected), (3, 1, 0));
+    let checked = bench.book().await["checked"].clone();
+    expect![[r#"{"requests":{"at":1795399200,"counted":3,"reported":3,"stripe":3},"tokens_in":{"at":1795399200,"counted":2436,"reported":2436,"stripe":2436},"tokens_out":{"at":1795399200,"counted":720,"reported":720,"stripe":721}}"#]].assert_eq(&checked.to_string());
+    assert_eq!(bench.run().await.checked, 0);
+    bench.world.clock.set("2026-11-24T02:00:00Z");
+    assert_eq!(bench.run().await.differences, 1, "it is looked at every day");
+    bench.world.meters.stray("tokens_out", at("2026-11-22T18:00:00Z"), -1);
+    bench.world.clock.set("2026-11-25T02:00:00Z");
+    assert_eq!((bench.run().await.differences, &bench.book().await["due_at"]), (0, &serde_json::Value::Null));
+    assert_eq!(bench.metered(), THREE_CALLS, "nothing was corrected");
+}
+
+#[tokio::test]
+async fn the_last_day_of_a_period_is_read_back_before_its_invoice_is_final() {
+    let bench = bench().await.unhurried();
+    bench.world.clock.set("2026-12-09T23:00:00Z");
+    count(&bench.world, "last", &[call_at_now(&bench.world, "req_last")]).await;
+    bench.run().await;
+    bench.world.meters.stray("requests", at("2026-12-09T23:00:00Z"), 2);
+    bench.world.clock.set("2026-12-10T00:44:00Z");
+    assert_eq!(bench.run().await.differences, 0);
+    bench.world.clock.set("2026-12-10T00:45:00Z");
+    assert_eq!(bench.run().await.differences, 1);
+}
+
+/// A world in which Stripe took all reports and then threw one request away.
+async fn thrown_away() -> Bench {
+    let bench = bench().await;
+    bench.run().await;
+    bench.world.meters.stray("requests", at("2026-11-22T12:00:00Z"), -1);
+    bench.world.clock.set("2026-11-22T12:20:00Z");
+    bench.world.store().note_meter_error(bench.world.clock.now()).await.unwrap();
+    bench
+}
+
+#[tokio::test]
+async fn what_stripe_took_and_threw_away_is_found_an_hour_later_and_replayed_by_order() {
+    for checked_before in [false, true] {
+        let bench = if checked_before {
+            let bench = bench().await;
+            bench.run().await;
+            bench.world.clock.set("2026-11-23T02:00:00Z");
+            assert_eq!(bench.run().await.checked, 3);
+            bench.world.meters.stray("requests", at("2026-11-22T12:00:00Z"), -1);
+            bench.world.clock.set("2026-11-23T10:00:00Z");
+            bench.world.store().note_meter_error(bench.world.clock.now()).await.unwrap();
+            bench
+        } else {
+            thrown_away().await
+        };
+        bench.world.clock.advance_ms(3_599_000);
+        assert_eq!(bench.run().await.rejected, 0, "Stripe's summaries may be behind");
+        bench.world.clock.advance_ms(1_000);
+        let run = bench.run().await;
+        assert_eq!((run.rejected, run.differences), (1, 0), "{run:?}");
+        let book: Book = serde_json::from_value(bench.book().await).unwrap();
+        let requests = MeterId::new("requests").unwrap();
+        assert_eq!(book.totals(&requests), BookTotals { reported: 2, rejected: 1, ..BookTotals::default() });
+        assert_eq!(book.meters[&requests].reported, 3, "what was reported never decreases");
+        assert_eq!(bench.run().await.rejected, 0, "once");
+        let calls = bench.world.meters.faults.calls("total");
+        bench.world.clock.advance_ms(3_600_000);
+        bench.run().await;
+        assert_eq!(bench.world.meters.faults.calls("total"), calls, "Stripe's word is followed up once");
+        bench.order(Some(Order::Replay { user_id: user("ada") })).await;
+        assert_eq!(bench.metered(), [4, 3 * 812, 3 * 240], "of which Stripe kept three");
+        let book: Book = serde_json::from_value(bench.book().await).unwrap();
+        assert_eq!(book.totals(&requests), BookTotals { reported: 3, ..BookTotals::default() });
+        bench.world.clock.advance_ms(2 * DAY_SECS * 1000);
+        let run = bench.run().await;
+        assert_eq!((run.differences, run.rejected), (0, 0), "{run:?}");
+    }
+}
+
+#[tokio::test]
+async fn after_a_restore_nothing_is_reported_until_stripe_has_what_the_books_say() {
+    let bench = bench().await;
+    bench.run().await;
+    count(&bench.world, "more", &[call("ada", "req_4")]).await;
+    let backup = bench.world.backup("books").await;
+    bench.run().await;
+    assert_eq!(bench.metered(), [4, 4 * 812, 4 * 240]);
+    // The books forget the last report; sent again under a new identifier it would be billed twice.
+    bench.world.restore("books", backup).await;
+    let run = bench.run().await;
+    assert!(run.held && run.delivered == 0, "{run:?}");
+    bench.world.clock.advance_ms(3_599_000);
+    assert_eq!((bench.run().await.held, bench.world.meters.faults.calls("total")), (true, 0), "its summaries may be behind");
+    bench.world.clock.advance_ms(1_000);
+    for _ in 0..2 {
+        let run = bench.run().await;
+        assert_eq!((run.held, run.differences, run.delivered), (true, 3, 0), "{run:?}");
+    }
+    // A person takes what Stripe has for what was reported.
+    let run = bench.order(Some(Order::Adopt)).await;
+    assert_eq!((run.held, run.delivered), (false, 0), "{run:?}");
+    count(&bench.world, "later", &[call("ada", "req_5")]).await;
+    bench.run().await;
+    assert_eq!(bench.metered(), [5, 5 * 812, 5 * 240]);
+    // A restore that lost nothing is over by itself.
+    let backup = bench.world.backup("tallies").await;
+    bench.world.restore("tallies", backup).await;
+    assert!(bench.run().await.held);
+    bench.world.clock.advance_ms(3_600_000);
+    assert!(!bench.run().await.held);
+    count(&bench.world, "last", &[call("ada", "req_6")]).await;
+    assert_eq!(bench.run().await.delivered, 3);
 }

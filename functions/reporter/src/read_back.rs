@@ -1,0 +1,135 @@
+//! Reads back what arrived at Stripe, and enters what did not.
+
+use tokentill::{
+    domain::{
+        counting::Billing,
+        id::{MeterId, UserId},
+        read_back::{self, Finding},
+        report::{Book, Check, SUMMARY_SETTLES_SECS, Tally},
+        time::EpochSecs,
+    },
+    log::{self, Line},
+    ports::{Accounts, Books, Clock, Commit, MeterErrors, MeterSink, MeterSummaries, Quarantine, ReporterState, Unavailable},
+};
+
+use crate::{Reporter, Shift};
+
+/// A customer's UTC day: all of its tallies and books.
+pub(crate) struct Day {
+    /// Each with its book.
+    pub(crate) books: Vec<(Tally, Book)>,
+}
+
+impl Day {
+    /// What was counted of a meter, with what was carried in and without what was carried out.
+    fn counted(&self, meter: &MeterId) -> u64 {
+        let of = |(tally, book): &(Tally, Book)| tally.owed(book, meter).saturating_sub(book.totals(meter).carried);
+        self.books.iter().map(of).fold(0, u64::saturating_add)
+    }
+
+    /// What was reported of a meter and not rejected.
+    pub(crate) fn reported(&self, meter: &MeterId) -> u64 {
+        self.books.iter().map(|(_, book)| book.totals(meter).reported).fold(0, u64::saturating_add)
+    }
+
+    fn confirmed_at(&self) -> Option<EpochSecs> {
+        self.books.iter().filter_map(|(_, book)| book.confirmed_at).max()
+    }
+
+    fn has_something_under_way(&self) -> bool {
+        self.books.iter().any(|(_, book)| book.meters.values().any(|entry| entry.intent.is_some()))
+    }
+}
+
+impl<B, A, M, Q, C, I> Reporter<B, A, M, Q, C, I>
+where
+    B: Books + ReporterState + MeterErrors,
+    A: Accounts,
+    M: MeterSink + MeterSummaries,
+    Q: Quarantine,
+    C: Clock,
+    I: Fn() -> String,
+{
+    /// All tallies and books of a tally's customer and day.
+    pub(crate) async fn day_of(&self, user_id: &UserId, tally: &Tally, billing: &Billing) -> Result<Day, Unavailable> {
+        let mut books = Vec::new();
+        for key in self.books.book_keys(user_id, tally.day, tally.day).await? {
+            let book = self.books.book(user_id, &key).await?;
+            if let Some((tally, other)) = self.billed_tally(user_id, &key, &book).await?
+                && other.customer_id == billing.customer_id
+            {
+                books.push((tally, book));
+            }
+        }
+        Ok(Day { books })
+    }
+
+    /// Compares a settled book's day with what Stripe has, and saves what was found.
+    pub(crate) async fn read_back(
+        &self,
+        shift: &Shift,
+        user_id: &UserId,
+        tally: &Tally,
+        billing: &Billing,
+        book: &mut Book,
+    ) -> Result<Commit, Unavailable> {
+        let day = self.day_of(user_id, tally, billing).await?;
+        let soon = shift.now.plus_secs(SUMMARY_SETTLES_SECS);
+        let mut too_early = day.has_something_under_way();
+        let meters: Vec<MeterId> = book.meters.iter().filter(|(_, entry)| entry.reported > 0).map(|(id, _)| id.clone()).collect();
+        for meter in meters.into_iter().filter(|_| !too_early) {
+            let Some(event_name) = self.prices.meter(&meter).map(|meter| meter.event_name.as_str()) else { continue };
+            if !shift.may_call(&self.clock).await {
+                too_early = true;
+                break;
+            }
+            let total = self.meters.total(event_name, &billing.customer_id, tally.day.start(), tally.day.end()).await;
+            shift.heard(total.as_ref().err(), &self.clock);
+            let Ok(stripe) = total else {
+                too_early = true;
+                break;
+            };
+            let reported = day.reported(&meter);
+            let mut check = Check { at: self.clock.now(), counted: day.counted(&meter), reported, stripe };
+            let finding = read_back::compare(&check, day.confirmed_at(), shift.rejections_at);
+            if finding == Finding::TooEarly {
+                too_early = true;
+                break;
+            }
+            if let Finding::Rejected(missing) = finding {
+                let rejected = read_back::reject(book, &meter, missing);
+                check.reported = reported.saturating_sub(rejected);
+            }
+            self.tell(shift, user_id, tally, &meter, finding, &check);
+            book.checked.insert(meter, check);
+        }
+        book.due_at = if too_early { Some(soon) } else { read_back::next_look(tally, book, shift.now) };
+        self.books.save(user_id, &tally.tally_key, book).await
+    }
+
+    /// Counts a finding, and writes a line about one that a person should see.
+    fn tell(&self, shift: &Shift, user_id: &UserId, tally: &Tally, meter: &MeterId, finding: Finding, check: &Check) {
+        let mut run = shift.run.borrow_mut();
+        run.checked = run.checked.saturating_add(1);
+        let message = match finding {
+            Finding::Rejected(_) => {
+                run.rejected = run.rejected.saturating_add(1);
+                "Stripe threw usage away: mend the cause, then order a replay"
+            }
+            Finding::Different if read_back::is_alarming(check) => {
+                run.differences = run.differences.saturating_add(1);
+                "Stripe has something else than was reported"
+            }
+            _ => return,
+        };
+        drop(run);
+        Line::new("reporter", message)
+            .field("user", log::pseudonym(user_id.as_str()))
+            .field("day", tally.day.to_string())
+            .field("meter", meter.as_str())
+            .field("counted", check.counted)
+            .field("reported", check.reported)
+            .field("stripe", check.stripe)
+            .write(&self.clock);
+    }
+}

@@ -1,0 +1,393 @@
+//! One tally: what is under way is sent, what is unreported is fixed and sent, or goes where it can still be billed.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use tokentill::{
+    domain::{
+        account::Account,
+        counting::{Billing, QuarantineReason},
+        destination::{Destination, destination},
+        id::{MeterId, UserId, composite_key},
+        read_back,
+        report::{self, Book, Fate, Intent, MeterReport, Tally},
+        time::{EpochSecs, MINUTE_SECS, UtcDay},
+    },
+    ports::{
+        Accounts, Books, Clock, Commit, MeterErrors, MeterSink, MeterSummaries, Quarantine, Quarantined, ReporterState,
+        StripeError, Unavailable,
+    },
+};
+
+use crate::{Reporter, Shift};
+
+/// A user's tallies, each with the hour it was last added to and its segment's end, if that is why it is visited.
+type Tallies = BTreeMap<String, Option<(EpochSecs, EpochSecs)>>;
+
+/// Whether a tally need not be found by its hour any more.
+#[derive(Debug, PartialEq, Eq)]
+enum Visited {
+    /// It is settled, or its book is due.
+    Done,
+    /// The same, and this book of the same user was given something to report.
+    DoneAnd(String),
+    /// It has to be found again as it was found now.
+    Again,
+}
+
+/// A user's account, read once a run and only where it is needed.
+struct Owner<'a> {
+    user_id: &'a UserId,
+    account: Option<Option<Account>>,
+}
+
+impl<B, A, M, Q, C, I> Reporter<B, A, M, Q, C, I>
+where
+    B: Books + ReporterState + MeterErrors,
+    A: Accounts,
+    M: MeterSink + MeterSummaries,
+    Q: Quarantine,
+    C: Clock,
+    I: Fn() -> String,
+{
+    /// Visits one user's tallies, one after the other. The earliest hour that was not dealt with.
+    pub(crate) async fn user(&self, shift: &Shift, user_id: &UserId, tallies: Tallies) -> Option<EpochSecs> {
+        let mut owner = Owner { user_id, account: None };
+        let mut open: Option<EpochSecs> = None;
+        let mut queue: VecDeque<_> = tallies.into_iter().map(|(key, found)| (key, found.map(|(hour, _)| hour))).collect();
+        while let Some((key, hour)) = queue.pop_front() {
+            let visited = if shift.is_time_over(&self.clock) {
+                Visited::Again
+            } else {
+                match Box::pin(self.visit(shift, &mut owner, &key)).await {
+                    Ok(visited) => visited,
+                    Err(error) => {
+                        shift.run.borrow_mut().error(error.to_string());
+                        Visited::Again
+                    }
+                }
+            };
+            match visited {
+                Visited::Done => {}
+                Visited::DoneAnd(next) => queue.push_back((next, None)),
+                Visited::Again => open = hour.map_or(open, |hour| Some(open.map_or(hour, |open| open.min(hour)))),
+            }
+        }
+        open
+    }
+
+    async fn visit(&self, shift: &Shift, owner: &mut Owner<'_>, key: &str) -> Result<Visited, Unavailable> {
+        let count = |run: &mut crate::Run| run.tallies = run.tallies.saturating_add(1);
+        count(&mut shift.run.borrow_mut());
+        let mut book = self.books.book(owner.user_id, key).await?;
+        let Some((tally, billing)) = self.billed_tally(owner.user_id, key, &book).await? else { return Ok(Visited::Done) };
+        let confirmed_at = book.confirmed_at;
+        // What is under way from an earlier run goes first, so that what is new can be intended after it.
+        if !Box::pin(self.send(shift, &tally, &mut book)).await? || !Box::pin(self.decide(shift, &tally, &mut book)).await? {
+            return Ok(Visited::Again);
+        }
+        let mut next = None;
+        let left = report::unreported(&tally, &book);
+        if !left.is_empty() && !shift.stopped.get() {
+            if owner.account.is_none() {
+                owner.account = Some(self.accounts.account(owner.user_id).await?);
+            }
+            let account = owner.account.as_ref().and_then(Option::as_ref);
+            let final_after = self.settings.final_after_secs;
+            let commit = match destination(&tally, &billing, account, &self.prices, shift.now, final_after) {
+                Destination::Own(minute) => {
+                    if report::intend(&tally, &mut book, &self.prices, minute, self.clock.now(), &self.identifiers) {
+                        // One that is due already stays so until its fate is known: nothing else may lead back to it.
+                        book.due_at.get_or_insert(self.look_at(&tally, &billing, account, shift));
+                        match self.books.save(owner.user_id, key, &mut book).await? {
+                            Commit::LostRace => Commit::LostRace,
+                            Commit::Done if Box::pin(self.send(shift, &tally, &mut book)).await? => Commit::Done,
+                            Commit::Done => Commit::LostRace,
+                        }
+                    } else {
+                        Commit::Done
+                    }
+                }
+                Destination::Later => Commit::Done,
+                Destination::Carry { tally_key, billing } => {
+                    let commit = Box::pin(self.carry(shift, &tally, &mut book, &tally_key, billing, left)).await?;
+                    next = Some(tally_key);
+                    commit
+                }
+                Destination::Nowhere => self.set_aside(shift, &tally, &mut book, left).await?,
+            };
+            if commit == Commit::LostRace {
+                return Ok(Visited::Again);
+            }
+        }
+        if shift.stopped.get() && book.version == 0 {
+            // Nothing is known of it yet, so that it has to be found by its hour.
+            shift.run.borrow_mut().add_pending();
+            return Ok(Visited::Again);
+        }
+        let is_new = book.confirmed_at != confirmed_at;
+        match Box::pin(self.leave(shift, owner, &tally, &billing, &mut book, is_new)).await? {
+            Commit::LostRace => Ok(Visited::Again),
+            Commit::Done => Ok(next.map_or(Visited::Done, Visited::DoneAnd)),
+        }
+    }
+
+    /// A tally with how it is billed; `None` if it is not. A book that was only carried into has a tally of nothing.
+    pub(crate) async fn billed_tally(
+        &self,
+        user_id: &UserId,
+        key: &str,
+        book: &Book,
+    ) -> Result<Option<(Tally, Billing)>, Unavailable> {
+        let tally = self.books.tally(user_id, key).await?;
+        let carried_into = || {
+            let (day, billing) = (key.get(..10).and_then(UtcDay::parse)?, book.billing.clone()?);
+            Some(Tally::without_usage(user_id, key, day, billing))
+        };
+        let tally = tally.filter(|tally| tally.billing.is_some()).or_else(carried_into);
+        Ok(tally.and_then(|tally| tally.billing.clone().map(|billing| (tally, billing))))
+    }
+
+    /// Leaves a tally: decides when its book is due again, and reads back what is due for it. What was confirmed just now
+    /// (`is_new`) is read back later.
+    async fn leave(
+        &self,
+        shift: &Shift,
+        owner: &Owner<'_>,
+        tally: &Tally,
+        billing: &Billing,
+        book: &mut Book,
+        is_new: bool,
+    ) -> Result<Commit, Unavailable> {
+        let now = shift.now;
+        let due_at = if report::is_settled(tally, book) {
+            let is_suspect = shift.follows_rejections && read_back::may_be_rejected(book, shift.rejections_at);
+            let is_due = book.due_at.is_some_and(|due_at| due_at <= now);
+            let wants_a_look = read_back::is_unchecked(book) || read_back::differs(book);
+            if !is_new && (is_suspect || (is_due && wants_a_look)) {
+                return Box::pin(self.read_back(shift, owner.user_id, tally, billing, book)).await;
+            }
+            let account = owner.account.as_ref().and_then(Option::as_ref);
+            let planned = book.due_at.filter(|due_at| *due_at > now);
+            wants_a_look.then(|| planned.unwrap_or_else(|| self.look_at(tally, billing, account, shift)))
+        } else {
+            if book.meters.values().all(|entry| entry.intent.is_none()) {
+                // Nothing is under way and something is left: it has no minute yet, or its meter left the price list.
+                shift.run.borrow_mut().add_pending();
+            }
+            let again = now.plus_secs(self.settings.interval_secs);
+            Some(book.due_at.filter(|due_at| *due_at > now && *due_at <= again).unwrap_or(again))
+        };
+        if book.due_at == due_at {
+            return Ok(Commit::Done);
+        }
+        book.due_at = due_at;
+        self.books.save(owner.user_id, &tally.tally_key, book).await
+    }
+
+    fn look_at(&self, tally: &Tally, billing: &Billing, account: Option<&Account>, shift: &Shift) -> EpochSecs {
+        let offset_secs = account.map_or(billing.clock_offset_secs, |account| account.clock_offset_secs);
+        read_back::due_at(tally, billing, offset_secs, shift.now, self.settings.final_after_secs)
+    }
+
+    /// Sends what is under way and saves what became of it. `false` if another reporter was at the book.
+    async fn send(&self, shift: &Shift, tally: &Tally, book: &mut Book) -> Result<bool, Unavailable> {
+        let mut fates: Vec<(MeterId, Fate)> = Vec::new();
+        for (meter, report) in report::to_send(book, self.clock.now()) {
+            let fate = if shift.may_call(&self.clock).await {
+                self.send_one(shift, tally, &meter, &report).await?
+            } else {
+                Fate::Unknown
+            };
+            let mut run = shift.run.borrow_mut();
+            match fate {
+                Fate::Delivered => run.delivered = run.delivered.saturating_add(1),
+                Fate::Refused => run.refused = run.refused.saturating_add(1),
+                Fate::Lost | Fate::Unknown => run.add_pending(),
+            }
+            fates.push((meter, fate));
+        }
+        self.settle(tally, book, fates).await
+    }
+
+    async fn send_one(&self, shift: &Shift, tally: &Tally, meter: &MeterId, report: &MeterReport) -> Result<Fate, Unavailable> {
+        let sent = self.meters.send(report).await;
+        Ok(match sent {
+            Ok(_) => {
+                shift.heard(None, &self.clock);
+                Fate::Delivered
+            }
+            Err(StripeError::Refused { code, message, request_id, .. }) => {
+                let detail = format!("Stripe refused the report: {code}: {message} (request {request_id})");
+                self.keep_refused(tally, meter, report, detail).await?;
+                Fate::Refused
+            }
+            Err(error) => {
+                shift.heard(Some(&error), &self.clock);
+                Fate::Unknown
+            }
+        })
+    }
+
+    /// Enters fates and saves the book, if there is anything to enter. `false` if another reporter was at it.
+    async fn settle(&self, tally: &Tally, book: &mut Book, fates: Vec<(MeterId, Fate)>) -> Result<bool, Unavailable> {
+        if fates.iter().all(|(_, fate)| *fate == Fate::Unknown) {
+            return Ok(true);
+        }
+        for (meter, fate) in &fates {
+            report::settle(book, meter, *fate);
+            if *fate == Fate::Delivered {
+                book.confirmed_at = Some(self.clock.now());
+            }
+        }
+        Ok(self.books.save(&tally.user_id, &tally.tally_key, book).await? == Commit::Done)
+    }
+
+    /// Decides what became of reports that are too old to be sent again, by what Stripe's meter has in their minute. `false` if
+    /// another reporter was at the book.
+    async fn decide(&self, shift: &Shift, tally: &Tally, book: &mut Book) -> Result<bool, Unavailable> {
+        let now = self.clock.now();
+        let overdue: Vec<(MeterId, Intent)> =
+            report::overdue_intents(book, now).into_iter().map(|(meter, intent)| (meter.clone(), intent.clone())).collect();
+        if overdue.is_empty() {
+            return Ok(true);
+        }
+        // Another book of that day may have reported in the same minute, and then its summary tells nothing.
+        let is_alone = self.books.book_keys(&tally.user_id, tally.day, tally.day).await?.len() <= 1;
+        let mut fates = Vec::new();
+        for (meter, intent) in overdue {
+            let fate = if is_alone && report::can_be_decided(&intent, now) && shift.may_call(&self.clock).await {
+                let until = intent.minute.plus_secs(MINUTE_SECS);
+                match self.meters.total(&intent.event_name, &intent.customer, intent.minute, until).await {
+                    Ok(in_minute) => report::decided(&intent, in_minute),
+                    Err(error) => {
+                        shift.heard(Some(&error), &self.clock);
+                        Fate::Unknown
+                    }
+                }
+            } else {
+                Fate::Unknown
+            };
+            let mut run = shift.run.borrow_mut();
+            match fate {
+                Fate::Delivered => run.delivered = run.delivered.saturating_add(1),
+                Fate::Lost => {}
+                Fate::Refused | Fate::Unknown => run.overdue = run.overdue.saturating_add(1),
+            }
+            fates.push((meter, fate));
+        }
+        self.settle(tally, book, fates).await
+    }
+
+    /// Hands what cannot be billed in its own period to the present one, as far as that bills its meters.
+    async fn carry(
+        &self,
+        shift: &Shift,
+        tally: &Tally,
+        book: &mut Book,
+        into: &str,
+        billing: Billing,
+        left: BTreeMap<MeterId, u64>,
+    ) -> Result<Commit, Unavailable> {
+        let (carried, nowhere): (BTreeMap<_, _>, BTreeMap<_, _>) =
+            left.into_iter().partition(|(meter, _)| billing.billed.contains(meter));
+        if !nowhere.is_empty() && self.set_aside(shift, tally, book, nowhere).await? == Commit::LostRace {
+            return Ok(Commit::LostRace);
+        }
+        if carried.is_empty() {
+            return Ok(Commit::Done);
+        }
+        let mut to = self.books.book(&tally.user_id, into).await?;
+        report::carry(tally, book, &mut to, &carried);
+        to.billing = Some(billing);
+        to.due_at = Some(shift.now);
+        let commit = self.books.save_both(&tally.user_id, (&tally.tally_key, book), (into, &mut to)).await?;
+        if commit == Commit::Done {
+            let mut run = shift.run.borrow_mut();
+            run.carried = run.carried.saturating_add(u64::try_from(carried.len()).unwrap_or(u64::MAX));
+        }
+        Ok(commit)
+    }
+
+    /// Puts what can be billed in no period into the quarantine.
+    async fn set_aside(
+        &self,
+        shift: &Shift,
+        tally: &Tally,
+        book: &mut Book,
+        left: BTreeMap<MeterId, u64>,
+    ) -> Result<Commit, Unavailable> {
+        for (meter, quantity) in left {
+            let set_aside_before = book.meters.get(&meter).map_or(0, |entry| entry.quarantined);
+            let input = serde_json::json!({"meter": meter, "quantity": quantity, "tally_key": tally.tally_key});
+            let entry = Quarantined {
+                // The same quantity of the same tally is kept once, however often the attempt is repeated.
+                quarantine_id: composite_key(&[
+                    "closed",
+                    tally.user_id.as_str(),
+                    &tally.tally_key,
+                    meter.as_str(),
+                    &set_aside_before.to_string(),
+                ]),
+                reason: QuarantineReason::PeriodClosed,
+                detail: "the period's invoice is final, and the same customer has no present period that bills this meter; \
+                         bill it by hand, or replay it once there is one"
+                    .to_owned(),
+                user_id: Some(tally.user_id.to_string()),
+                input: input.to_string(),
+                at_ms: tally.day.start().as_secs().saturating_mul(1000),
+            };
+            self.quarantine.keep(&entry).await?;
+            report::set_aside(book, &meter, quantity);
+            let mut run = shift.run.borrow_mut();
+            run.refused = run.refused.saturating_add(1);
+        }
+        self.books.save(&tally.user_id, &tally.tally_key, book).await
+    }
+
+    async fn keep_refused(
+        &self,
+        tally: &Tally,
+        meter: &MeterId,
+        report: &MeterReport,
+        detail: String,
+    ) -> Result<(), Unavailable> {
+        let input = serde_json::json!({
+            "customer": report.customer, "meter": meter, "event_name": report.event_name, "identifier": report.identifier,
+            "quantity": report.quantity, "minute": report.minute, "tally_key": tally.tally_key,
+        });
+        let entry = Quarantined {
+            quarantine_id: composite_key(&["report", &report.identifier]),
+            reason: QuarantineReason::Refused,
+            detail,
+            user_id: Some(tally.user_id.to_string()),
+            input: input.to_string(),
+            at_ms: report.minute.as_secs().saturating_mul(1000),
+        };
+        self.quarantine.keep(&entry).await
+    }
+
+    /// Has everything of a user reported once more that Stripe refused or threw away in the days that it still takes. Which
+    /// tallies those are; a test clock may be far ahead.
+    pub(crate) async fn replay(&self, shift: &Shift, user_id: &UserId) -> Result<Vec<String>, Unavailable> {
+        let mut replayed = Vec::new();
+        let first = shift.now.plus_secs(-crate::FIRST_LOOK_BACK_SECS).day();
+        for key in self.books.book_keys(user_id, first, shift.now.plus_days(36_500).day()).await? {
+            let mut book = self.books.book(user_id, &key).await?;
+            if book.replay() {
+                book.due_at = Some(shift.now);
+                if self.books.save(user_id, &key, &mut book).await? == Commit::LostRace {
+                    let reason = "another reporter was at a book; try again".to_owned();
+                    return Err(Unavailable { what: "replaying", reason });
+                }
+                replayed.push(key);
+            }
+        }
+        Ok(replayed)
+    }
+}
+
+impl crate::Run {
+    fn add_pending(&mut self) {
+        self.pending = self.pending.saturating_add(1);
+    }
+}
