@@ -1,12 +1,14 @@
 //! After a restore nothing is reported until everything that Stripe has was compared: the books of a restored table have
 //! forgotten reports, and would make them once more.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use tokentill::{
     domain::{
-        id::{MeterId, UserId},
-        report::{self, Check, SUMMARY_SETTLES_SECS},
+        id::{CustomerId, MeterId, UserId},
+        price_list::Meter,
+        report::{self, Book, SUMMARY_SETTLES_SECS, Tally},
+        time::UtcDay,
     },
     log::{self, Line},
     ports::{
@@ -15,7 +17,7 @@ use tokentill::{
     },
 };
 
-use crate::{FIRST_LOOK_BACK_SECS, Order, Reporter, Shift};
+use crate::{FIRST_LOOK_BACK_SECS, Order, Reporter, Shift, read_back::Shown};
 
 impl<B, A, M, Q, C, I> Reporter<B, A, M, Q, C, I>
 where
@@ -33,6 +35,7 @@ where
         shift: &Shift,
         memory: &mut ReporterMemory,
         order: Option<&Order>,
+        is_full: bool,
     ) -> Result<bool, Unavailable> {
         let table_ids = self.books.table_ids().await?;
         if memory.table_ids.is_empty() {
@@ -43,9 +46,10 @@ where
             self.books.remember(memory).await?;
         }
         let Some(mut hold) = memory.hold.clone() else { return Ok(false) };
+        let adopts = order == Some(&Order::Adopt);
         // What was reported just before the restore may not show yet.
-        if shift.now.secs_since(hold.since) >= SUMMARY_SETTLES_SECS {
-            let whole = self.compare_all(shift, &mut hold, order == Some(&Order::Adopt)).await?;
+        if shift.now.secs_since(hold.since) >= SUMMARY_SETTLES_SECS && (is_full || adopts) {
+            let whole = self.compare_all(shift, &mut hold, adopts).await?;
             memory.hold = match (whole, hold.differences) {
                 (true, 0) => {
                     memory.table_ids = table_ids;
@@ -55,6 +59,9 @@ where
                 (true, _) => Some(Hold { compared_through: None, differences: 0, ..hold }),
                 (false, _) => Some(hold),
             };
+            if whole {
+                memory.full_run_at = Some(shift.now);
+            }
             self.books.remember(memory).await?;
         }
         let is_held = memory.hold.is_some();
@@ -63,78 +70,108 @@ where
         Ok(is_held)
     }
 
-    /// Compares every day of every user with what Stripe has, from where the last run ended. Whether it came to the end.
+    /// Compares what every user's books say with what Stripe has, from where the last run ended. Whether it came to the end.
     async fn compare_all(&self, shift: &Shift, hold: &mut Hold, adopt: bool) -> Result<bool, Unavailable> {
         let since = shift.now.plus_secs(-FIRST_LOOK_BACK_SECS);
-        let mut users: BTreeMap<UserId, Vec<String>> = BTreeMap::new();
+        let mut users: BTreeMap<UserId, BTreeSet<String>> = BTreeMap::new();
         for tally in self.books.touched(since, shift.now).await? {
-            users.entry(tally.user_id).or_default().push(tally.tally_key);
+            users.entry(tally.user_id).or_default().insert(tally.tally_key);
         }
         users.retain(|user_id, _| hold.compared_through.as_ref().is_none_or(|through| through < user_id));
         for (user_id, keys) in users {
-            for key in keys {
-                match self.compare_one(shift, &user_id, &key, adopt).await? {
-                    None => return Ok(false),
-                    Some(differences) => hold.differences = hold.differences.saturating_add(differences),
-                }
-            }
+            let Some(differences) = Box::pin(self.compare_user(shift, &user_id, keys, adopt)).await? else { return Ok(false) };
+            hold.differences = hold.differences.saturating_add(differences);
             hold.compared_through = Some(user_id);
         }
         Ok(true)
     }
 
-    /// Compares one tally's day, and with an order takes what Stripe has for what was reported. How many meters differ; `None`
-    /// if Stripe could not be asked now.
-    async fn compare_one(&self, shift: &Shift, user_id: &UserId, key: &str, adopt: bool) -> Result<Option<u64>, Unavailable> {
-        let mut book = self.books.book(user_id, key).await?;
-        let Some((tally, billing)) = self.billed_tally(user_id, key, &book).await? else { return Ok(Some(0)) };
-        let mut day = self.day_of(user_id, &tally, &billing).await?;
-        if !day.books.iter().any(|(other, _)| other.tally_key == tally.tally_key) {
-            day.books.push((tally.clone(), book.clone()));
+    /// Compares one user's meters, each over all its days at once: a restore may have lost whole books. With an order it takes
+    /// what Stripe has for what was reported. How many meters differ; `None` if Stripe could not be asked now.
+    async fn compare_user(
+        &self,
+        shift: &Shift,
+        user_id: &UserId,
+        mut keys: BTreeSet<String>,
+        adopt: bool,
+    ) -> Result<Option<u64>, Unavailable> {
+        let Some(first) = keys.first().and_then(|key| key.get(..10)).and_then(UtcDay::parse) else { return Ok(Some(0)) };
+        keys.extend(self.books.book_keys(user_id, first, shift.now.plus_days(36_500).day()).await?);
+        let last = keys.last().and_then(|key| key.get(..10)).and_then(UtcDay::parse).unwrap_or(first).max(shift.now.day());
+        let mut customers: BTreeMap<CustomerId, Vec<(Tally, Book)>> = BTreeMap::new();
+        for key in keys {
+            let book = self.books.book(user_id, &key).await?;
+            if let Some((tally, billing)) = self.billed_tally(user_id, &key, &book).await? {
+                customers.entry(billing.customer_id).or_default().push((tally, book));
+            }
         }
         let mut differences = 0_u64;
-        let mut is_adopted = false;
-        for meter in &billing.billed {
-            let Some(event_name) = self.prices.meter(meter).map(|meter| meter.event_name.as_str()) else { continue };
-            if !shift.may_call(&self.clock).await {
-                return Ok(None);
-            }
-            let total = self.meters.total(event_name, &billing.customer_id, tally.day.start(), tally.day.end()).await;
-            shift.heard(total.as_ref().err(), &self.clock);
-            let Ok(stripe) = total else { return Ok(None) };
-            let reported = day.reported(meter);
-            let check = Check { at: self.clock.now(), counted: tally.owed(&book, meter), reported, stripe };
-            if stripe == reported {
-                continue;
-            }
-            if adopt {
-                report::adopt(&mut book, meter, reported, stripe);
-                book.checked.insert(meter.clone(), check);
-                is_adopted = true;
-            } else {
-                differences = differences.saturating_add(1);
-                self.tell_difference(shift, user_id, meter, &tally.day.to_string(), &check);
-            }
-        }
-        if is_adopted {
-            book.confirmed_at = Some(self.clock.now());
-            book.due_at = Some(shift.now);
-            if self.books.save(user_id, key, &mut book).await? == Commit::LostRace {
-                return Ok(None);
+        for (customer, mut books) in customers {
+            for meter in &self.prices.meters {
+                let stripe = match self.shown(shift, &meter.id, &customer, first, last).await {
+                    Shown::Total(stripe) => stripe,
+                    Shown::Nothing => continue,
+                    Shown::NotNow => return Ok(None),
+                };
+                let reported = reported(&books, &meter.id);
+                if stripe == reported {
+                    continue;
+                }
+                if !adopt {
+                    differences = differences.saturating_add(1);
+                    self.tell_difference(shift, user_id, &meter.id, reported, stripe);
+                } else if !self.adopt(shift, meter, &customer, &mut books, stripe).await? {
+                    return Ok(None);
+                }
             }
         }
         Ok(Some(differences))
     }
 
-    fn tell_difference(&self, shift: &Shift, user_id: &UserId, meter: &MeterId, day: &str, check: &Check) {
+    /// Takes what Stripe has of a meter for what was reported, day by day; what it has on days of which no book is left, for
+    /// what is unreported. `false` if it has to be tried again.
+    async fn adopt(
+        &self,
+        shift: &Shift,
+        meter: &Meter,
+        customer: &CustomerId,
+        books: &mut [(Tally, Book)],
+        stripe: u64,
+    ) -> Result<bool, Unavailable> {
+        for same_day in books.chunk_by_mut(|(one, _), (other, _)| one.day == other.day) {
+            let Some(day) = same_day.first().map(|(tally, _)| tally.day) else { continue };
+            let Shown::Total(stripe) = self.shown(shift, &meter.id, customer, day, day).await else { return Ok(false) };
+            let reported = reported(same_day, &meter.id);
+            if let Some((_, book)) = same_day.first_mut().filter(|_| stripe != reported) {
+                report::adopt(book, &meter.id, reported, stripe);
+            }
+        }
+        let mut elsewhere = stripe.saturating_sub(reported(books, &meter.id));
+        for (tally, book) in books {
+            let unreported = report::unreported(tally, book).get(&meter.id).copied().unwrap_or(0).min(elsewhere);
+            report::adopt(book, &meter.id, 0, unreported);
+            elsewhere = elsewhere.saturating_sub(unreported);
+            book.confirmed_at = Some(self.clock.now());
+            book.due_at = Some(shift.now);
+            if self.books.save(&tally.user_id, &tally.tally_key, book).await? == Commit::LostRace {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    fn tell_difference(&self, shift: &Shift, user_id: &UserId, meter: &MeterId, reported: u64, stripe: u64) {
         let mut run = shift.run.borrow_mut();
         run.differences = run.differences.saturating_add(1);
         Line::new("reporter", "Stripe has something else than the restored books say")
             .field("user", log::pseudonym(user_id.as_str()))
-            .field("day", day)
             .field("meter", meter.as_str())
-            .field("reported", check.reported)
-            .field("stripe", check.stripe)
+            .field("reported", reported)
+            .field("stripe", stripe)
             .write(&self.clock);
     }
+}
+
+fn reported(books: &[(Tally, Book)], meter: &MeterId) -> u64 {
+    books.iter().map(|(_, book)| book.totals(meter).reported).fold(0, u64::saturating_add)
 }

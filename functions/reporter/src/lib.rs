@@ -222,7 +222,7 @@ where
         mut due: Vec<(UserId, String)>,
         order: Option<&Order>,
     ) -> Result<(), Unavailable> {
-        if Box::pin(self.is_held(shift, &mut memory, order)).await? {
+        if Box::pin(self.is_held(shift, &mut memory, order, is_full)).await? {
             shift.run.borrow_mut().held = true;
             return Ok(());
         }

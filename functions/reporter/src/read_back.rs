@@ -3,21 +3,34 @@
 use tokentill::{
     domain::{
         counting::Billing,
-        id::{MeterId, UserId},
+        id::{CustomerId, MeterId, UserId},
         read_back::{self, Finding},
         report::{Book, Check, SUMMARY_SETTLES_SECS, Tally},
-        time::EpochSecs,
+        time::{DAY_SECS, EpochSecs, UtcDay},
     },
     log::{self, Line},
-    ports::{Accounts, Books, Clock, Commit, MeterErrors, MeterSink, MeterSummaries, Quarantine, ReporterState, Unavailable},
+    ports::{
+        Accounts, Books, Clock, Commit, MeterErrors, MeterSink, MeterSummaries, Quarantine, ReporterState, StripeError,
+        Unavailable,
+    },
 };
 
 use crate::{Reporter, Shift};
 
+/// What Stripe's meter has, or why that is not known.
+pub(crate) enum Shown {
+    /// So much.
+    Total(u64),
+    /// There is no such meter, or the customer was deleted: nobody is billed for it.
+    Nothing,
+    /// It could not be asked now.
+    NotNow,
+}
+
 /// A customer's UTC day: all of its tallies and books.
-pub(crate) struct Day {
+struct Day {
     /// Each with its book.
-    pub(crate) books: Vec<(Tally, Book)>,
+    books: Vec<(Tally, Book)>,
 }
 
 impl Day {
@@ -28,7 +41,7 @@ impl Day {
     }
 
     /// What was reported of a meter and not rejected.
-    pub(crate) fn reported(&self, meter: &MeterId) -> u64 {
+    fn reported(&self, meter: &MeterId) -> u64 {
         self.books.iter().map(|(_, book)| book.totals(meter).reported).fold(0, u64::saturating_add)
     }
 
@@ -50,8 +63,24 @@ where
     C: Clock,
     I: Fn() -> String,
 {
+    /// What Stripe has of a meter for a customer from one day to another, both included.
+    pub(crate) async fn shown(&self, shift: &Shift, meter: &MeterId, customer: &CustomerId, from: UtcDay, to: UtcDay) -> Shown {
+        // A meter that left the price list may have another name at Stripe by now.
+        let Some(meter) = self.prices.meter(meter) else { return Shown::Nothing };
+        if !shift.may_call(&self.clock).await {
+            return Shown::NotNow;
+        }
+        let total = self.meters.total(&meter.event_name, customer, from.start(), to.end()).await;
+        shift.heard(total.as_ref().err(), &self.clock);
+        match total {
+            Ok(total) => Shown::Total(total),
+            Err(StripeError::NotFound { .. } | StripeError::Refused { .. }) => Shown::Nothing,
+            Err(_) => Shown::NotNow,
+        }
+    }
+
     /// All tallies and books of a tally's customer and day.
-    pub(crate) async fn day_of(&self, user_id: &UserId, tally: &Tally, billing: &Billing) -> Result<Day, Unavailable> {
+    async fn day_of(&self, user_id: &UserId, tally: &Tally, billing: &Billing) -> Result<Day, Unavailable> {
         let mut books = Vec::new();
         for key in self.books.book_keys(user_id, tally.day, tally.day).await? {
             let book = self.books.book(user_id, &key).await?;
@@ -74,27 +103,29 @@ where
         book: &mut Book,
     ) -> Result<Commit, Unavailable> {
         let day = self.day_of(user_id, tally, billing).await?;
-        let soon = shift.now.plus_secs(SUMMARY_SETTLES_SECS);
-        let mut too_early = day.has_something_under_way();
+        let mut again_in_secs = day.has_something_under_way().then_some(SUMMARY_SETTLES_SECS);
         let meters: Vec<MeterId> = book.meters.iter().filter(|(_, entry)| entry.reported > 0).map(|(id, _)| id.clone()).collect();
-        for meter in meters.into_iter().filter(|_| !too_early) {
-            let Some(event_name) = self.prices.meter(&meter).map(|meter| meter.event_name.as_str()) else { continue };
-            if !shift.may_call(&self.clock).await {
-                too_early = true;
+        for meter in meters {
+            if again_in_secs.is_some() {
                 break;
             }
-            let total = self.meters.total(event_name, &billing.customer_id, tally.day.start(), tally.day.end()).await;
-            shift.heard(total.as_ref().err(), &self.clock);
-            let Ok(stripe) = total else {
-                too_early = true;
-                break;
+            let stripe = match self.shown(shift, &meter, &billing.customer_id, tally.day, tally.day).await {
+                Shown::Total(stripe) => stripe,
+                Shown::Nothing => {
+                    again_in_secs = Some(DAY_SECS);
+                    continue;
+                }
+                Shown::NotNow => {
+                    again_in_secs = Some(SUMMARY_SETTLES_SECS);
+                    continue;
+                }
             };
             let reported = day.reported(&meter);
             let mut check = Check { at: self.clock.now(), counted: day.counted(&meter), reported, stripe };
             let finding = read_back::compare(&check, day.confirmed_at(), shift.rejections_at);
             if finding == Finding::TooEarly {
-                too_early = true;
-                break;
+                again_in_secs = Some(SUMMARY_SETTLES_SECS);
+                continue;
             }
             if let Finding::Rejected(missing) = finding {
                 let rejected = read_back::reject(book, &meter, missing);
@@ -103,7 +134,7 @@ where
             self.tell(shift, user_id, tally, &meter, finding, &check);
             book.checked.insert(meter, check);
         }
-        book.due_at = if too_early { Some(soon) } else { read_back::next_look(tally, book, shift.now) };
+        book.due_at = read_back::next_look(tally, book, again_in_secs, shift.now);
         self.books.save(user_id, &tally.tally_key, book).await
     }
 

@@ -100,11 +100,13 @@ pub fn reject(book: &mut Book, meter: &MeterId, missing: u64) -> u64 {
     rejected
 }
 
-/// When a book that was read back has to be read back again: daily while something differs and Stripe's summaries reach.
+/// When a book that was read back has to be read back again: after `again_in_secs`, if it could not be told, daily while something
+/// differs; and no more once Stripe's summaries are of no use.
 #[must_use]
-pub fn next_look(tally: &Tally, book: &Book, now: EpochSecs) -> Option<EpochSecs> {
+pub fn next_look(tally: &Tally, book: &Book, again_in_secs: Option<i64>, now: EpochSecs) -> Option<EpochSecs> {
     let is_watched = now.secs_since(tally.day.end()) < WATCHED_FOR_SECS;
-    (differs(book) && is_watched).then(|| now.plus_secs(DAY_SECS))
+    let again_in_secs = again_in_secs.or_else(|| differs(book).then_some(DAY_SECS));
+    again_in_secs.filter(|_| is_watched).map(|secs| now.plus_secs(secs))
 }
 
 #[cfg(test)]
@@ -206,10 +208,10 @@ mod tests {
         assert!(is_unchecked(&book));
         book.checked.insert(requests.clone(), check(10, 10));
         assert!(!is_unchecked(&book));
-        assert_eq!(next_look(&tally("2026-11-20"), &book, now), None);
+        assert_eq!(next_look(&tally("2026-11-20"), &book, None, now), None);
         book.checked.insert(requests, check(10, 9));
-        assert_eq!(next_look(&tally("2026-11-20"), &book, now), Some(at("2026-11-22T02:00:00Z")));
-        assert_eq!(next_look(&tally("2026-10-01"), &book, now), None);
+        assert_eq!(next_look(&tally("2026-11-20"), &book, None, now), Some(at("2026-11-22T02:00:00Z")));
+        assert_eq!(next_look(&tally("2026-10-01"), &book, Some(60), now), None);
         book.confirmed_at = Some(at("2026-11-21T02:00:01Z"));
         assert!(is_unchecked(&book));
     }

@@ -868,3 +868,28 @@ async fn after_a_restore_nothing_is_reported_until_stripe_has_what_the_books_say
     count(&bench.world, "last", &[call("ada", "req_6")]).await;
     assert_eq!(bench.run().await.delivered, 3);
 }
+
+#[tokio::test]
+async fn a_restore_that_lost_a_carried_book_is_noticed_and_nothing_is_billed_twice() {
+    let bench = bench().await;
+    let backup = bench.world.backup("books").await;
+    bench.run().await;
+    bench.world.clock.set("2026-12-10T12:00:30Z");
+    count(&bench.world, "late", &[call("ada", "req_late")]).await;
+    let run = bench.run().await;
+    assert_eq!((run.carried, bench.metered()), (3, [4, 4 * 812, 4 * 240]));
+    bench.world.restore("books", backup).await;
+    bench.run().await;
+    bench.world.clock.advance_ms(3_600_000);
+    let run = bench.run().await;
+    assert_eq!((run.held, run.differences), (true, 3));
+    assert!(!bench.order(Some(Order::Adopt)).await.held);
+    for _ in 0..2 {
+        bench.world.clock.advance_ms(3_600_000);
+        bench.run().await;
+    }
+    assert_eq!(bench.metered(), [4, 4 * 812, 4 * 240]);
+    count(&bench.world, "new", &[call_at_now(&bench.world, "req_new")]).await;
+    bench.run().await;
+    assert_eq!(bench.metered(), [5, 5 * 812, 5 * 240]);
+}
