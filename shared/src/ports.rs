@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::domain::{
     account::Account,
-    counting::{Batch, LedgerRow, QuarantineReason},
+    counting::{Batch, LedgerRow, QuarantineReason, RowKey},
     facts::CustomerFacts,
     hint::Hint,
     id::{CustomerId, EventId, UserId},
@@ -198,11 +198,42 @@ pub trait Ledger {
     /// [`Unavailable`] if it is not certain that it was written.
     async fn write(&self, batch: &Batch, tally_shard: u8, now: EpochSecs) -> Result<Written, Unavailable>;
 
-    /// Raises how often a row was reported.
+    /// The row of this key, read consistently.
+    ///
+    /// # Errors
+    /// [`Unavailable`], also if the row cannot be read by this version.
+    async fn row(&self, key: &RowKey) -> Result<Option<LedgerRow>, Unavailable>;
+
+    /// Raises how often a row was reported, for reports of this name; once, however often it is asked for in a row.
     ///
     /// # Errors
     /// [`Unavailable`] if it is not certain that it was raised.
-    async fn seen_again(&self, row: &LedgerRow, times: u64) -> Result<(), Unavailable>;
+    async fn seen_again(&self, key: &RowKey, times: u64, seen_by: &str) -> Result<(), Unavailable>;
+}
+
+/// The parked rows of the ledger, and their way out.
+pub trait Parked {
+    /// A user's parked rows of one shard of the time index that happened at or after a moment, a page at a time. Eventually
+    /// consistent: a row of the last seconds may be missing, or be parked no longer.
+    ///
+    /// # Errors
+    /// [`Unavailable`], also if a row cannot be read by this version.
+    async fn parked(&self, place: &ParkedPlace, since: EpochSecs) -> Result<(Vec<LedgerRow>, Option<ParkedPlace>), Unavailable>;
+
+    /// Writes what was decided about parked rows and adds to their tallies, all or nothing. It holds only while each is parked.
+    ///
+    /// # Errors
+    /// [`Unavailable`] if it is not certain that it was written.
+    async fn recount(&self, batch: &Batch, tally_shard: u8, now: EpochSecs) -> Result<Written, Unavailable>;
+}
+
+/// Where in the time index to look for parked rows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ParkedPlace {
+    /// The user's shard: the index's partition key.
+    pub time_key: String,
+    /// The row after which to go on, and its moment: the index's sort key.
+    pub after: Option<(RowKey, String)>,
 }
 
 /// What became of a batch.
@@ -212,6 +243,8 @@ pub enum Written {
     All,
     /// Nothing is written; for each row, in order, why.
     Nothing(Vec<RowProblem>),
+    /// Nothing is written, and something of it can never be; why, in the database's words.
+    Unstorable(String),
 }
 
 /// Why a batch could not be written, as far as one row is concerned.
@@ -219,7 +252,7 @@ pub enum Written {
 pub enum RowProblem {
     /// Not because of this row.
     None,
-    /// The request has this row already.
+    /// The request has this row already; for a recount: the row is parked no longer.
     Exists(Box<LedgerRow>),
     /// Another writer was at it, or the partition is hot: later.
     Contended,

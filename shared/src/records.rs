@@ -4,6 +4,7 @@ use std::{future::Future, panic::AssertUnwindSafe, time::Duration};
 
 use aws_lambda_events::sqs::{BatchItemFailure, SqsBatchResponse, SqsMessage};
 use futures_util::FutureExt;
+use sha2::{Digest, Sha256};
 
 /// A record's handling panicked. Only that record fails.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -54,6 +55,13 @@ pub fn time_left(now_ms: i64, stop_at_ms: i64) -> Duration {
     Duration::from_millis(u64::try_from(stop_at_ms.saturating_sub(now_ms)).unwrap_or(0).min(900_000))
 }
 
+/// A short name for a message, the same whenever it comes: made of its id, or of its body where it has none.
+#[must_use]
+pub fn name_of(message: &SqsMessage) -> String {
+    let named_by = message.message_id.as_deref().filter(|id| !id.is_empty()).or(message.body.as_deref()).unwrap_or_default();
+    hex::encode(Sha256::digest(named_by.as_bytes()).get(..16).unwrap_or_default())
+}
+
 /// A record's attribute that holds a number: `SentTimestamp`, `ApproximateReceiveCount`.
 #[must_use]
 pub fn number_attribute(message: &SqsMessage, name: &str) -> Option<i64> {
@@ -78,6 +86,19 @@ mod tests {
         assert_eq!(named, ["a", "b"]);
         assert_eq!(answer([&a, &message(Some(""))]).unwrap_err(), Nameless);
         assert_eq!(answer([&message(None)]).unwrap_err(), Nameless);
+    }
+
+    #[test]
+    fn a_message_is_named_by_its_id_or_else_by_its_body() {
+        let with_body = |id: Option<&str>, body: &str| {
+            let mut message = message(id);
+            message.body = Some(body.to_owned());
+            name_of(&message)
+        };
+        assert_eq!(with_body(Some("a"), "one"), with_body(Some("a"), "two"));
+        assert_ne!(with_body(Some("a"), "one"), with_body(Some("b"), "one"));
+        assert_eq!(with_body(Some(""), "one"), with_body(None, "one"));
+        assert_ne!(with_body(None, "one"), with_body(None, "two"));
     }
 
     #[test]

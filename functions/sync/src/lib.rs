@@ -363,7 +363,7 @@ where
 
     async fn quarantine_unreadable(&self, record: &SqsMessage, body: &str) -> Result<(), Unavailable> {
         let entry = Quarantined {
-            quarantine_id: composite_key(&["hint", &name_of(record, body)]),
+            quarantine_id: composite_key(&["hint", &records::name_of(record)]),
             reason: QuarantineReason::Invalid,
             detail: "the message on the account-changes queue is no hint".to_owned(),
             user_id: None,
@@ -371,15 +371,6 @@ where
             at_ms: records::number_attribute(record, "SentTimestamp").unwrap_or_else(|| self.clock.now_ms()),
         };
         self.quarantine.keep(&entry).await
-    }
-}
-
-/// A short name for a message, the same whenever it comes: by its id, else by what it holds, as a key takes 1 KB at most.
-fn name_of(record: &SqsMessage, body: &str) -> String {
-    use sha2::{Digest, Sha256};
-    match record.message_id.as_deref().filter(|id| !id.is_empty()) {
-        Some(id) => id.to_owned(),
-        None => hex::encode(Sha256::digest(body.as_bytes())),
     }
 }
 

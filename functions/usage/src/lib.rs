@@ -3,31 +3,40 @@
 //! **Invariant:** a request's row and its share of the tally are written in one transaction, never one after the other, so a
 //! request is counted exactly when its row is there (G3, G4). Nothing is checked first and written then.
 
+mod task;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use aws_lambda_events::sqs::{SqsBatchResponse, SqsEvent, SqsMessage};
-use futures_util::{StreamExt, stream};
+use futures_util::{StreamExt, future::join_all, stream};
 use tokentill::{
     domain::{
-        counting::{self, Batch, Intake, Judged, QuarantineReason, Repetition},
+        account::Account,
+        counting::{self, Batch, Intake, Judged, LedgerRow, QuarantineReason, Repetition, RowKey},
         id::{UserId, composite_key},
         price_list::PriceList,
         time::EpochSecs,
-        usage::{self, UsageEvent},
+        usage::{self, Message, UsageEvent},
     },
     log::Line,
-    ports::{Accounts, Clock, Ledger, Quarantine, Quarantined, RowProblem, Unavailable, Written},
+    ports::{Accounts, Clock, Ledger, Parked, ParkedPlace, Quarantine, Quarantined, RowProblem, Unavailable, Written},
     records::{self, Nameless},
 };
 
+use task::{Arrival, Origin, Outcome, Reports, Source, Task, UserWork};
+
 /// How many users are worked on at once.
-const USERS_AT_ONCE: usize = 8;
+const USERS_AT_ONCE: usize = 32;
+/// How many calls for single rows are made at once, over all users: to read one, or to raise how often it was seen.
+const ROWS_AT_ONCE: usize = 16;
 /// How often a contended batch is tried again before its messages are put back.
 const MAX_TRIES: u32 = 6;
 /// How many items a hot user's tally is spread over when writers get in each other's way.
 const TALLY_SHARDS: u8 = 16;
 /// The longest input the quarantine can hold, in bytes; a DynamoDB item has at most 400 KB.
 const MAX_QUARANTINED_BYTES: usize = 350_000;
+/// How long a recount waits for what it was announced for: the commit that follows it. An older one has nothing to wait for.
+const RECOUNT_WAITS_MS: i64 = 15 * 60 * 1000;
 
 /// The function, with what it needs of the world.
 #[derive(Debug)]
@@ -46,137 +55,124 @@ pub struct Usage<A, L, Q, C> {
     pub retention_days: u16,
 }
 
-/// What became of a batch's events, for its one log line.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Tallied {
-    /// Rows written.
-    pub written: u64,
-    /// Repetitions found.
-    pub duplicates: u64,
-    /// Events put into quarantine.
-    pub quarantined: u64,
+/// What a batch of rows is to the ledger.
+enum Kind<'a> {
+    /// New rows, with the reports that each stands for.
+    New(&'a BTreeMap<RowKey, Reports>),
+    /// Parked rows that can be counted now, asked for by these records.
+    Parked(&'a BTreeSet<usize>),
 }
 
-impl Tallied {
-    fn add(&mut self, other: Self) {
-        self.written = self.written.saturating_add(other.written);
-        self.duplicates = self.duplicates.saturating_add(other.duplicates);
-        self.quarantined = self.quarantined.saturating_add(other.quarantined);
+impl Kind<'_> {
+    /// The records that have to come again if a row is not written.
+    fn records_of(&self, row: &LedgerRow) -> Vec<usize> {
+        match self {
+            Self::New(reports) => reports.get(&row.key()).map(|reports| reports.records().collect()).unwrap_or_default(),
+            Self::Parked(records) => records.iter().copied().collect(),
+        }
     }
 }
 
-/// An event with where it came from: which record of the batch, and its place in that record's message. Its name in the
-/// quarantine and `sent_at_ms` are the same whenever the message comes, so that it is kept there once.
-struct Arrival {
-    record: usize,
-    quarantine_id: String,
-    sent_at_ms: i64,
-    event: UsageEvent,
-}
-
-/// A row to be written, with the arrivals that wait for it.
-struct Pending {
-    judged: Judged,
-    records: BTreeSet<usize>,
-    first: Arrival,
-}
-
-impl<A: Accounts, L: Ledger, Q: Quarantine, C: Clock> Usage<A, L, Q, C> {
+impl<A: Accounts, L: Ledger + Parked, Q: Quarantine, C: Clock> Usage<A, L, Q, C> {
     /// Handles a batch. `invocation` names it, and `stop_at_ms` is when it should stop taking up work.
     ///
     /// # Errors
     /// [`Nameless`] if a record that has to come again has no id.
-    pub async fn handle(&self, event: SqsEvent, invocation: &str, stop_at_ms: i64) -> Result<SqsBatchResponse, Nameless> {
+    pub async fn handle(&self, mut event: SqsEvent, invocation: &str, stop_at_ms: i64) -> Result<SqsBatchResponse, Nameless> {
         let intake = Intake {
             received_at_ms: self.clock.now_ms(),
             written_by: invocation.to_owned(),
             retention_days: self.retention_days,
         };
-        let mut again: BTreeSet<usize> = BTreeSet::new();
-        let mut tallied = Tallied::default();
-        let mut errors: BTreeSet<String> = BTreeSet::new();
-        let mut arrivals: BTreeMap<UserId, Vec<Arrival>> = BTreeMap::new();
-        for (index, record) in event.records.iter().enumerate() {
-            match records::isolated(self.read(index, record, &intake)).await {
-                Ok(Ok((events, quarantined))) => {
-                    tallied.quarantined = tallied.quarantined.saturating_add(quarantined);
-                    for arrival in events {
-                        arrivals.entry(arrival.event.user_id.clone()).or_default().push(arrival);
-                    }
-                }
-                Ok(Err(error)) => {
-                    again.insert(index);
-                    errors.insert(error.to_string());
-                }
-                Err(panicked) => {
-                    again.insert(index);
-                    errors.insert(panicked.to_string());
-                }
+        let sources = event.records.iter().map(|record| Source::of(record, intake.received_at_ms)).collect();
+        let task = Task::new(intake, stop_at_ms, sources, ROWS_AT_ONCE);
+        let mut outcome = Outcome::default();
+        let mut users: BTreeMap<UserId, UserWork> = BTreeMap::new();
+        for (index, record) in event.records.iter_mut().enumerate() {
+            match records::isolated(self.read(index, record, &task, &mut users)).await {
+                Ok(Ok(quarantined)) => outcome.quarantined = outcome.quarantined.saturating_add(quarantined),
+                Ok(Err(error)) => outcome.fail([index], &error),
+                Err(panicked) => outcome.panicked([index], panicked),
             }
         }
-        let results: Vec<_> = stream::iter(arrivals)
-            .map(|(user_id, arrivals)| {
-                let records: BTreeSet<usize> = arrivals.iter().map(|arrival| arrival.record).collect();
-                let intake = &intake;
-                async move { (records, records::isolated(self.user(&user_id, arrivals, intake, stop_at_ms)).await) }
+        let outcomes: Vec<_> = stream::iter(users)
+            .map(|(user_id, work)| {
+                let records = work.records();
+                let task = &task;
+                async move {
+                    records::isolated(self.user(&user_id, work, task)).await.unwrap_or_else(|panicked| {
+                        let mut outcome = Outcome::default();
+                        outcome.panicked(records, panicked);
+                        outcome
+                    })
+                }
             })
             .buffer_unordered(USERS_AT_ONCE)
             .collect()
             .await;
-        for (records, result) in results {
-            match result {
-                Ok(outcome) => {
-                    tallied.add(outcome.tallied);
-                    again.extend(outcome.again);
-                    errors.extend(outcome.errors);
-                }
-                Err(panicked) => {
-                    again.extend(records);
-                    errors.insert(panicked.to_string());
-                }
-            }
+        for of_user in outcomes {
+            outcome.add(of_user);
         }
         let mut line = Line::new("usage", "batch handled")
             .field("records", event.records.len())
-            .field("again", again.len())
-            .field("duplicates", tallied.duplicates)
-            .count("UsageWritten", tallied.written)
-            .field("quarantined", tallied.quarantined)
-            .count("NeedsAttention", tallied.quarantined);
-        if !errors.is_empty() {
-            line = line.field("errors", errors.into_iter().collect::<Vec<_>>());
+            .field("again", outcome.again.len())
+            .field("duplicates", outcome.duplicates)
+            .field("recounted", outcome.recounted)
+            .count("UsageWritten", outcome.written)
+            .field("quarantined", outcome.quarantined)
+            .count("NeedsAttention", outcome.quarantined);
+        if !outcome.errors.is_empty() {
+            line = line.field("errors", outcome.errors.into_iter().collect::<Vec<_>>());
         }
         line.write(&self.clock);
-        records::answer(again.into_iter().filter_map(|index| event.records.get(index)))
+        records::answer(outcome.again.into_iter().filter_map(|index| event.records.get(index)))
     }
 
-    /// Reads one record. What cannot be read goes to quarantine, each event on its own.
-    async fn read(&self, index: usize, record: &SqsMessage, intake: &Intake) -> Result<(Vec<Arrival>, u64), Unavailable> {
-        let body = record.body.as_deref().unwrap_or_default();
-        // The same message has the same quarantine ids when it comes again, so it is kept once.
-        let message = record.message_id.as_deref().filter(|id| !id.is_empty()).unwrap_or(body);
-        let sent_at_ms = records::number_attribute(record, "SentTimestamp").unwrap_or(intake.received_at_ms);
-        let entries = match usage::read_message(body) {
-            Ok(entries) => entries,
+    /// Reads one record into its users' work, and takes its body, which is needed no longer. What cannot be read goes to
+    /// quarantine, each event on its own; how many these were.
+    async fn read(
+        &self,
+        index: usize,
+        record: &mut SqsMessage,
+        task: &Task,
+        users: &mut BTreeMap<UserId, UserWork>,
+    ) -> Result<u64, Unavailable> {
+        let body = record.body.take().unwrap_or_default();
+        let entries = match usage::read_message(&body) {
+            Ok(Message::Events(entries)) => entries,
+            Ok(Message::Recount(user_id)) => {
+                users.entry(user_id).or_default().recounts.push(index);
+                return Ok(0);
+            }
             Err(invalid) => {
-                let quarantine_id = composite_key(&["usage", &digest(message)]);
-                self.invalid(quarantine_id, invalid.to_string(), body, sent_at_ms).await?;
-                return Ok((Vec::new(), 1));
+                let quarantine_id = composite_key(&["usage", task.name_of(index)]);
+                self.invalid(quarantine_id, invalid.to_string(), &body, task.sent_at_ms(index)).await?;
+                return Ok(1);
             }
         };
-        let mut arrivals = Vec::new();
+        drop(body);
+        let mut events = Vec::with_capacity(entries.len());
         let mut quarantined = 0_u64;
         for (position, entry) in entries.into_iter().enumerate() {
-            let quarantine_id = composite_key(&["usage", &digest(message), &position.to_string()]);
+            let origin = Origin { record: index, position };
             match entry {
-                Ok(event) => arrivals.push(Arrival { record: index, quarantine_id, sent_at_ms, event }),
+                Ok(event) => events.push(Arrival { origin, event }),
                 Err((invalid, raw)) => {
-                    self.invalid(quarantine_id, invalid.to_string(), &raw, sent_at_ms).await?;
+                    self.invalid(task.report_name(origin), invalid.to_string(), &raw, task.sent_at_ms(index)).await?;
                     quarantined = quarantined.saturating_add(1);
                 }
             }
         }
-        Ok((arrivals, quarantined))
+        // Only now, so that a record that comes again because of one event is not counted meanwhile because of the others.
+        for arrival in events {
+            match users.get_mut(&arrival.event.user_id) {
+                Some(work) => work.arrivals.push(arrival),
+                None => {
+                    users.insert(arrival.event.user_id.clone(), UserWork { arrivals: vec![arrival], recounts: Vec::new() });
+                }
+            }
+        }
+        Ok(quarantined)
     }
 
     async fn invalid(&self, quarantine_id: String, detail: String, input: &str, at_ms: i64) -> Result<(), Unavailable> {
@@ -196,180 +192,368 @@ impl<A: Accounts, L: Ledger, Q: Quarantine, C: Clock> Usage<A, L, Q, C> {
         self.quarantine.keep(&entry).await
     }
 
-    /// Works off one user's events.
-    async fn user(&self, user_id: &UserId, arrivals: Vec<Arrival>, intake: &Intake, stop_at_ms: i64) -> UserOutcome {
-        let mut outcome = UserOutcome::default();
+    /// Works off one user's events and recounts.
+    async fn user(&self, user_id: &UserId, work: UserWork, task: &Task) -> Outcome {
+        let mut outcome = Outcome::default();
         let account = match self.accounts.account(user_id).await {
             Ok(account) => account,
             Err(error) => {
-                outcome.fail(arrivals.iter().map(|arrival| arrival.record), &error);
+                outcome.fail(work.records(), &error);
                 return outcome;
             }
         };
-        let mut pending: BTreeMap<(String, String), Pending> = BTreeMap::new();
-        for arrival in arrivals {
-            match counting::judge(&arrival.event, account.as_ref(), &self.prices, intake) {
-                Err(reason) => {
-                    let detail = format!("timestamp {} is outside the window that can be billed", arrival.event.timestamp);
-                    let result = self.set_aside(&arrival, reason, detail).await;
-                    outcome.quarantined([arrival.record], result);
-                }
-                Ok(judged) => {
-                    let key = key_of(&judged);
-                    match pending.get_mut(&key) {
-                        // Two operations on one key would fail a transaction whole, so the batch is deduplicated first.
-                        Some(first) if first.judged.row.quantities == judged.row.quantities => {
-                            first.judged.row.seen = first.judged.row.seen.saturating_add(1);
-                            first.records.insert(arrival.record);
-                            outcome.tallied.duplicates = outcome.tallied.duplicates.saturating_add(1);
-                        }
-                        Some(_) => {
-                            let result = self.conflict(&arrival).await;
-                            outcome.quarantined([arrival.record], result);
-                        }
-                        None => {
-                            let records = BTreeSet::from([arrival.record]);
-                            pending.insert(key, Pending { judged, records, first: arrival });
-                        }
-                    }
-                }
-            }
+        // A writer that was not alone takes another shard, so that a hot user's writers part, and stays there.
+        let mut shard = 0;
+        if !work.arrivals.is_empty() {
+            self.count(user_id, work.arrivals, account.as_ref(), task, &mut shard, &mut outcome).await;
         }
-        self.write(pending, intake, stop_at_ms, &mut outcome).await;
+        if !work.recounts.is_empty() {
+            let records = work.recounts.into_iter().collect();
+            self.recount_parked(user_id, &records, account.as_ref(), task, &mut shard, &mut outcome).await;
+        }
         outcome
     }
 
-    /// Writes rows in batches, drops those that stand already, and tries the rest again while there is time.
-    async fn write(
+    /// Counts one user's events.
+    async fn count(
         &self,
-        mut pending: BTreeMap<(String, String), Pending>,
-        intake: &Intake,
-        stop_at_ms: i64,
-        outcome: &mut UserOutcome,
+        user_id: &UserId,
+        arrivals: Vec<Arrival>,
+        account: Option<&Account>,
+        task: &Task,
+        shard: &mut u8,
+        outcome: &mut Outcome,
     ) {
-        let now = EpochSecs::from_ms(intake.received_at_ms);
-        for attempt in 0..MAX_TRIES {
-            if pending.is_empty() {
-                return;
-            }
-            if attempt > 0 {
-                backoff(attempt).await;
-            }
-            // A writer that was not alone takes another shard, so that a hot user's writers part.
-            let shard = if attempt == 0 { 0 } else { fastrand::u8(0..TALLY_SHARDS) };
-            let rows = pending.values().map(|pending| pending.judged.clone()).collect();
-            for batch in counting::batches(rows) {
-                if self.clock.now_ms() >= stop_at_ms {
-                    let records = pending.values().flat_map(|pending| pending.records.iter().copied());
-                    let reason = "the function's time is nearly over; the rest comes again".to_owned();
-                    outcome.fail(records, &Unavailable { what: "writing usage", reason });
-                    return;
-                }
-                match self.ledger.write(&batch, shard, now).await {
-                    Ok(Written::All) => {
-                        for judged in &batch.rows {
-                            pending.remove(&key_of(judged));
-                        }
-                        outcome.tallied.written =
-                            outcome.tallied.written.saturating_add(u64::try_from(batch.rows.len()).unwrap_or(u64::MAX));
+        // Two operations on one key would fail a transaction whole, so what is reported twice is merged first.
+        let mut reports: BTreeMap<RowKey, Reports> = BTreeMap::new();
+        let mut out_of_window: BTreeMap<RowKey, Vec<(Arrival, QuarantineReason)>> = BTreeMap::new();
+        for arrival in arrivals {
+            let key = RowKey::of(&arrival.event);
+            match counting::moment(&arrival.event, account, task.intake.received_at_ms) {
+                Err(reason) => out_of_window.entry(key).or_default().push((arrival, reason)),
+                Ok(at) => match reports.get_mut(&key) {
+                    Some(first) => self.merge(first, &arrival, task, outcome).await,
+                    None => {
+                        reports.insert(key, Reports::of(arrival, at));
                     }
-                    Ok(Written::Nothing(problems)) => self.settle(&batch, problems, &mut pending, outcome).await,
-                    // It may have been written all the same; the next attempt recognises its own rows.
-                    Err(error) if attempt.saturating_add(1) == MAX_TRIES => {
-                        let keys = batch.rows.iter().map(key_of);
-                        let records: Vec<usize> =
-                            keys.filter_map(|key| pending.remove(&key)).flat_map(|pending| pending.records).collect();
-                        outcome.fail(records, &error);
-                    }
-                    Err(_) => {}
-                }
+                },
             }
         }
-        let records = pending.values().flat_map(|pending| pending.records.iter().copied());
-        let reason = "other writers stayed in the way; it comes again".to_owned();
-        if !pending.is_empty() {
-            outcome.fail(records, &Unavailable { what: "writing usage", reason });
+        // A repetition is one whatever its timestamp, also of what comes beside it.
+        let mut looked_up = Vec::new();
+        for (key, arrivals) in out_of_window {
+            match reports.get_mut(&key) {
+                Some(first) => {
+                    for (arrival, _) in arrivals {
+                        self.merge(first, &arrival, task, outcome).await;
+                    }
+                }
+                None => looked_up.push(self.out_of_window(key, arrivals, task)),
+            }
+        }
+        for found in join_all(looked_up).await {
+            outcome.add(found);
+        }
+        self.unpark(user_id, task, shard, outcome).await;
+        let rows = reports.values().map(|reports| {
+            let mut judged = counting::judge(&reports.event, reports.at, account, &self.prices, &task.intake);
+            judged.row.seen = reports.seen();
+            judged.row.last_seen_by = task.seen_by(&reports.origins);
+            judged
+        });
+        for batch in counting::batches(rows) {
+            self.write(&Kind::New(&reports), batch, task, shard, outcome).await;
+            self.unpark(user_id, task, shard, outcome).await;
         }
     }
 
-    /// Takes the rows out of a cancelled batch that stand already.
+    /// Adds a report to the first of its request in this batch.
+    async fn merge(&self, first: &mut Reports, arrival: &Arrival, task: &Task, outcome: &mut Outcome) {
+        if first.event.quantities == arrival.event.quantities {
+            first.origins.push(arrival.origin);
+            outcome.duplicates = outcome.duplicates.saturating_add(1);
+        } else {
+            let result = self.conflict(&arrival.event, arrival.origin, task).await;
+            outcome.quarantined([arrival.origin.record], result);
+        }
+    }
+
+    /// Tells repetitions among reports of one request that are outside the window: they are so by the row that stands. The
+    /// others are quarantined.
+    async fn out_of_window(&self, key: RowKey, arrivals: Vec<(Arrival, QuarantineReason)>, task: &Task) -> Outcome {
+        let mut outcome = Outcome::default();
+        let found = {
+            let _permit = task.rows.acquire().await;
+            match task.time_left(&self.clock) {
+                Ok(()) => self.ledger.row(&key).await,
+                Err(late) => Err(late),
+            }
+        };
+        let stands = match found {
+            Ok(stands) => stands,
+            Err(error) => {
+                outcome.fail(arrivals.iter().map(|(arrival, _)| arrival.origin.record), &error);
+                return outcome;
+            }
+        };
+        let mut repeated: Option<Reports> = None;
+        for (arrival, reason) in arrivals {
+            match (&stands, &mut repeated) {
+                (None, _) => {
+                    let detail = format!("timestamp {} is outside the window that can be billed", arrival.event.timestamp);
+                    let result = self.set_aside(&arrival.event, arrival.origin, reason, detail, task).await;
+                    outcome.quarantined([arrival.origin.record], result);
+                }
+                (Some(_), Some(first)) => self.merge(first, &arrival, task, &mut outcome).await,
+                (Some(row), None) if row.quantities == arrival.event.quantities => {
+                    let at = arrival.event.timestamp;
+                    repeated = Some(Reports::of(arrival, at));
+                }
+                (Some(_), None) => {
+                    let result = self.conflict(&arrival.event, arrival.origin, task).await;
+                    outcome.quarantined([arrival.origin.record], result);
+                }
+            }
+        }
+        if let (Some(row), Some(reports)) = (stands, repeated) {
+            outcome.add(self.repeated(&row, &reports, task).await);
+        }
+        outcome
+    }
+
+    /// Writes a batch and tries again while others are in the way, at most so often and while there is time. If something of
+    /// it can never be written, it is halved until that stands alone; the rest is written.
+    async fn write(&self, kind: &Kind<'_>, batch: Batch, task: &Task, shard: &mut u8, outcome: &mut Outcome) {
+        let now = EpochSecs::from_ms(task.intake.received_at_ms);
+        let mut waiting = vec![batch];
+        while let Some(mut batch) = waiting.pop() {
+            let mut tries = 0;
+            while !batch.rows.is_empty() {
+                if let Err(late) = task.time_left(&self.clock) {
+                    outcome.fail(batch.rows.iter().flat_map(|judged| kind.records_of(&judged.row)), &late);
+                    break;
+                }
+                let written = match kind {
+                    Kind::New(_) => self.ledger.write(&batch, *shard, now).await,
+                    Kind::Parked(_) => self.ledger.recount(&batch, *shard, now).await,
+                };
+                let error = match written {
+                    Ok(Written::All) => {
+                        outcome.wrote(kind, std::mem::take(&mut batch.rows));
+                        continue;
+                    }
+                    Ok(Written::Nothing(problems)) => {
+                        let contended = problems.contains(&RowProblem::Contended);
+                        batch.rows = self.settle(kind, batch.rows, problems, task, outcome).await;
+                        if !contended {
+                            continue;
+                        }
+                        let reason = "other writers stayed in the way; it comes again".to_owned();
+                        Unavailable { what: "writing usage", reason }
+                    }
+                    Ok(Written::Unstorable(reason)) => {
+                        let other_half = batch.rows.split_off(batch.rows.len().div_ceil(2));
+                        if other_half.is_empty() {
+                            self.unstorable(kind, std::mem::take(&mut batch.rows), reason, task, outcome).await;
+                        } else {
+                            waiting.push(Batch { rows: other_half });
+                        }
+                        continue;
+                    }
+                    // It may have been written all the same; the next try recognises its own rows.
+                    Err(error) => error,
+                };
+                tries += 1;
+                if tries == MAX_TRIES {
+                    outcome.fail(batch.rows.iter().flat_map(|judged| kind.records_of(&judged.row)), &error);
+                    break;
+                }
+                *shard = fastrand::u8(0..TALLY_SHARDS);
+                backoff(tries).await;
+            }
+        }
+    }
+
+    /// Takes the rows out of a cancelled batch that stand already; what is left of it.
     async fn settle(
         &self,
-        batch: &Batch,
+        kind: &Kind<'_>,
+        rows: Vec<Judged>,
         problems: Vec<RowProblem>,
-        pending: &mut BTreeMap<(String, String), Pending>,
-        outcome: &mut UserOutcome,
-    ) {
-        for (judged, problem) in batch.rows.iter().zip(problems) {
-            let RowProblem::Exists(stands) = problem else { continue };
-            let Some(entry) = pending.remove(&key_of(judged)) else { continue };
-            match counting::repetition(&stands, &judged.row) {
-                Repetition::OwnWrite => outcome.tallied.written = outcome.tallied.written.saturating_add(1),
-                Repetition::Duplicate => match self.ledger.seen_again(&stands, judged.row.seen).await {
-                    Ok(()) => outcome.tallied.duplicates = outcome.tallied.duplicates.saturating_add(1),
-                    Err(error) => outcome.fail(entry.records, &error),
-                },
-                Repetition::Conflict => {
-                    let result = self.conflict(&entry.first).await;
-                    outcome.quarantined(entry.records, result);
+        task: &Task,
+        outcome: &mut Outcome,
+    ) -> Vec<Judged> {
+        let mut left = Vec::with_capacity(rows.len());
+        let mut repeated = Vec::new();
+        for (judged, problem) in rows.into_iter().zip(problems) {
+            match (problem, kind) {
+                (RowProblem::Exists(stands), Kind::New(reports)) => {
+                    if let Some(reports) = reports.get(&judged.row.key()) {
+                        repeated.push(async move { self.repeated(&stands, reports, task).await });
+                    }
+                }
+                // Somebody else counted it, or we did and did not hear of it.
+                (RowProblem::Exists(_), Kind::Parked(_)) => {}
+                (RowProblem::None | RowProblem::Contended, _) => left.push(judged),
+            }
+        }
+        for of_row in join_all(repeated).await {
+            outcome.add(of_row);
+        }
+        left
+    }
+
+    /// Deals with reports of a request whose row stands already.
+    async fn repeated(&self, stands: &LedgerRow, reports: &Reports, task: &Task) -> Outcome {
+        let mut outcome = Outcome::default();
+        let seen_by = task.seen_by(&reports.origins);
+        match counting::repetition(stands, &reports.event.quantities, &seen_by, &task.intake.written_by) {
+            Repetition::OwnWrite => outcome.written = 1,
+            Repetition::Redelivery => outcome.duplicates = 1,
+            Repetition::Duplicate => match self.raise(&stands.key(), reports.seen(), &seen_by, task).await {
+                Ok(()) => outcome.duplicates = 1,
+                Err(error) => outcome.fail(reports.records(), &error),
+            },
+            Repetition::Conflict => {
+                for origin in &reports.origins {
+                    let result = self.conflict(&reports.event, *origin, task).await;
+                    outcome.quarantined([origin.record], result);
+                }
+                return outcome;
+            }
+        }
+        if stands.verdict.is_parked() {
+            outcome.parked.push((stands.clone(), reports.records().collect()));
+        }
+        outcome
+    }
+
+    async fn raise(&self, key: &RowKey, times: u64, seen_by: &str, task: &Task) -> Result<(), Unavailable> {
+        let _permit = task.rows.acquire().await;
+        task.time_left(&self.clock)?;
+        self.ledger.seen_again(key, times, seen_by).await
+    }
+
+    /// Puts the reports of a row into quarantine that the database can never hold.
+    async fn unstorable(&self, kind: &Kind<'_>, rows: Vec<Judged>, reason: String, task: &Task, outcome: &mut Outcome) {
+        for judged in rows {
+            match kind {
+                Kind::New(reports) => {
+                    let Some(reports) = reports.get(&judged.row.key()) else { continue };
+                    for origin in &reports.origins {
+                        let result = self.set_aside(&reports.event, *origin, QuarantineReason::Unstorable, reason.clone(), task);
+                        outcome.quarantined([origin.record], result.await);
+                    }
+                }
+                // It stays parked, and the dead-letter queue tells.
+                Kind::Parked(records) => {
+                    let error = Unavailable { what: "counting parked usage", reason: reason.clone() };
+                    outcome.fail(records.iter().copied(), &error);
                 }
             }
         }
     }
 
-    async fn conflict(&self, arrival: &Arrival) -> Result<(), Unavailable> {
-        let detail =
-            format!("request {} was reported before with other quantities; the first report stands", arrival.event.request_id);
-        self.set_aside(arrival, QuarantineReason::Conflict, detail).await
+    /// Counts parked rows that were met in passing, if their user is known by now: the account was committed after it was
+    /// read and before the rows were written, or the recount that followed it did not find them.
+    async fn unpark(&self, user_id: &UserId, task: &Task, shard: &mut u8, outcome: &mut Outcome) {
+        let parked = std::mem::take(&mut outcome.parked);
+        if parked.is_empty() {
+            return;
+        }
+        let records: BTreeSet<usize> = parked.iter().flat_map(|(_, records)| records.iter().copied()).collect();
+        match self.accounts.account(user_id).await {
+            Ok(account) => {
+                let known = parked.iter().filter_map(|(row, _)| counting::recount(row, account.as_ref(), &self.prices));
+                for batch in counting::batches(known) {
+                    self.write(&Kind::Parked(&records), batch, task, shard, outcome).await;
+                }
+            }
+            Err(error) => outcome.fail(records, &error),
+        }
     }
 
-    async fn set_aside(&self, arrival: &Arrival, reason: QuarantineReason, detail: String) -> Result<(), Unavailable> {
+    /// Counts what is parked of a user, for the records that ask for it.
+    async fn recount_parked(
+        &self,
+        user_id: &UserId,
+        records: &BTreeSet<usize>,
+        account: Option<&Account>,
+        task: &Task,
+        shard: &mut u8,
+        outcome: &mut Outcome,
+    ) {
+        // Before its first segment nothing can be counted, and an account without any has none yet that could.
+        let Some((account, first)) = account.and_then(|account| Some((account, account.segments.first()?))) else {
+            return self.wait_for_commit(records, task, outcome);
+        };
+        // Parked rows are dated as they were reported; the account may read them by its test clock.
+        let since = first.start.plus_secs(account.clock_offset_secs.max(0).saturating_neg());
+        let mut stay_parked = false;
+        for time_shard in 0..counting::TIME_SHARDS {
+            let mut next = Some(ParkedPlace { time_key: counting::time_key(user_id, time_shard), after: None });
+            while let Some(place) = next.take() {
+                let page = match task.time_left(&self.clock) {
+                    Ok(()) => self.ledger.parked(&place, since).await,
+                    Err(late) => Err(late),
+                };
+                let (rows, after) = match page {
+                    Ok(page) => page,
+                    Err(error) => return outcome.fail(records.iter().copied(), &error),
+                };
+                let known: Vec<Judged> =
+                    rows.iter().filter_map(|row| counting::recount(row, Some(account), &self.prices)).collect();
+                stay_parked |= known.len() < rows.len();
+                for batch in counting::batches(known.into_iter()) {
+                    self.write(&Kind::Parked(records), batch, task, shard, outcome).await;
+                }
+                next = after;
+            }
+        }
+        if stay_parked {
+            self.wait_for_commit(records, task, outcome);
+        }
+    }
+
+    /// A recount is announced before the commit that it is for, so a young one comes again; an old one is done.
+    fn wait_for_commit(&self, records: &BTreeSet<usize>, task: &Task, outcome: &mut Outcome) {
+        let is_young = |record: &usize| {
+            task.intake.received_at_ms.saturating_sub(task.sent_at_ms(*record)) < RECOUNT_WAITS_MS
+        };
+        let young: Vec<usize> = records.iter().copied().filter(is_young).collect();
+        if !young.is_empty() {
+            let reason = "what it was announced for is not committed yet; it comes again".to_owned();
+            outcome.fail(young, &Unavailable { what: "counting parked usage", reason });
+        }
+    }
+
+    async fn conflict(&self, event: &UsageEvent, origin: Origin, task: &Task) -> Result<(), Unavailable> {
+        let detail = format!("request {} was reported before with other quantities; the first report stands", event.request_id);
+        self.set_aside(event, origin, QuarantineReason::Conflict, detail, task).await
+    }
+
+    async fn set_aside(
+        &self,
+        event: &UsageEvent,
+        origin: Origin,
+        reason: QuarantineReason,
+        detail: String,
+        task: &Task,
+    ) -> Result<(), Unavailable> {
         let entry = Quarantined {
-            quarantine_id: arrival.quarantine_id.clone(),
+            quarantine_id: task.report_name(origin),
             reason,
             detail,
-            user_id: Some(arrival.event.user_id.to_string()),
-            input: arrival.event.to_json(),
-            at_ms: arrival.sent_at_ms,
+            user_id: Some(event.user_id.to_string()),
+            input: event.to_json(),
+            at_ms: task.sent_at_ms(origin.record),
         };
         self.quarantine.keep(&entry).await
     }
 }
 
-/// What became of one user's events.
-#[derive(Default)]
-struct UserOutcome {
-    tallied: Tallied,
-    again: BTreeSet<usize>,
-    errors: BTreeSet<String>,
-}
-
-impl UserOutcome {
-    fn fail(&mut self, records: impl IntoIterator<Item = usize>, error: &Unavailable) {
-        self.again.extend(records);
-        self.errors.insert(error.to_string());
-    }
-
-    fn quarantined(&mut self, records: impl IntoIterator<Item = usize>, result: Result<(), Unavailable>) {
-        match result {
-            Ok(()) => self.tallied.quarantined = self.tallied.quarantined.saturating_add(1),
-            Err(error) => self.fail(records, &error),
-        }
-    }
-}
-
-fn key_of(judged: &Judged) -> (String, String) {
-    (judged.row.request_key.clone(), judged.row.row.clone())
-}
-
-/// A short name for a message, the same whenever it comes.
-fn digest(message: &str) -> String {
-    use sha2::{Digest, Sha256};
-    hex::encode(Sha256::digest(message.as_bytes()).get(..16).unwrap_or_default())
-}
-
-/// Waits between two attempts: longer each time, and by chance, so that writers in each other's way part.
-async fn backoff(attempt: u32) {
-    let most_ms = 20_u64.saturating_mul(2_u64.saturating_pow(attempt)).min(1_000);
+/// Waits between two tries: longer each time, and by chance, so that writers in each other's way part.
+async fn backoff(tries: u32) {
+    let most_ms = 20_u64.saturating_mul(2_u64.saturating_pow(tries)).min(1_000);
     tokio::time::sleep(std::time::Duration::from_millis(fastrand::u64(1..=most_ms))).await;
 }

@@ -33,6 +33,19 @@ pub enum Verdict {
     NoSubscription,
     /// Nobody knows the user, and there is no free tier: parked until the user is joined.
     UnknownUser,
+    /// The subscription has only prices that the price list does not know: parked until it knows one of them.
+    UnknownPlan,
+}
+
+impl Verdict {
+    /// The verdicts of parked rows: they are to be decided once more when more is known of their user.
+    pub const PARKED: [Self; 2] = [Self::UnknownUser, Self::UnknownPlan];
+
+    /// Whether a row of this verdict is parked.
+    #[must_use]
+    pub fn is_parked(self) -> bool {
+        Self::PARKED.contains(&self)
+    }
 }
 
 /// Why a usage event is neither counted nor refused to its sender.
@@ -55,6 +68,32 @@ pub enum QuarantineReason {
     PeriodClosed,
     /// The database can never hold it.
     Unstorable,
+}
+
+/// Names a row: the ledger's primary key.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct RowKey {
+    /// User and request.
+    pub request_key: String,
+    /// Which of the request's rows.
+    pub row: String,
+}
+
+impl RowKey {
+    /// The row an event belongs to, whatever else it says.
+    ///
+    /// A success uses the request id up, so there is one such row. A failure does not: each attempt is a row of its own, named
+    /// by its moment and number so that its repetition is recognised.
+    #[must_use]
+    pub fn of(event: &UsageEvent) -> Self {
+        let row = if event.success {
+            "request".to_owned()
+        } else {
+            let attempt = event.attempt.map_or("-".to_owned(), |attempt| attempt.to_string());
+            composite_key(&["failure", &event.timestamp.as_secs().to_string(), &attempt])
+        };
+        Self { request_key: composite_key(&[event.user_id.as_str(), event.request_id.as_str()]), row }
+    }
 }
 
 /// One row of the ledger. A request that succeeded has one row however often it is reported; each failed attempt has its own.
@@ -103,10 +142,21 @@ pub struct LedgerRow {
     pub tally_key: Option<String>,
     /// How often it was reported.
     pub seen: u64,
+    /// Names the reports that `seen` was last raised for, so that they do not raise it again when they are redelivered.
+    #[serde(default)]
+    pub last_seen_by: String,
     /// The invocation that wrote it: how an own write whose reply was lost is recognised.
     pub written_by: String,
     /// When the audit may forget it, in seconds since 1970.
     pub expires_at: i64,
+}
+
+impl LedgerRow {
+    /// Its primary key.
+    #[must_use]
+    pub fn key(&self) -> RowKey {
+        RowKey { request_key: self.request_key.clone(), row: self.row.clone() }
+    }
 }
 
 /// A tally's totals that a batch adds to: one user, one UTC day, one segment.
@@ -162,26 +212,89 @@ pub struct Intake {
     pub retention_days: u16,
 }
 
-/// Decides about one event: where it belongs, what it counts. Duplicates are found when it is written, not here.
+/// The moment an event happened at, in the account's time.
 ///
 /// # Errors
-/// [`QuarantineReason`] if its timestamp lies outside the window in which it could be billed.
-pub fn judge(
-    event: &UsageEvent,
-    account: Option<&Account>,
-    prices: &PriceList,
-    intake: &Intake,
-) -> Result<Judged, QuarantineReason> {
-    let now = EpochSecs::from_ms(intake.received_at_ms);
-    let at = account.map_or(event.timestamp, |account| account.reported_moment(event.timestamp, now));
+/// [`QuarantineReason`] if it lies outside the window in which it could be billed. If the request is in the ledger already, the
+/// event is a repetition all the same.
+pub fn moment(event: &UsageEvent, account: Option<&Account>, received_at_ms: i64) -> Result<EpochSecs, QuarantineReason> {
+    let now = EpochSecs::from_ms(received_at_ms);
+    let at = local_moment(event.timestamp, account, now);
     let local_now = account.map_or(now, |account| account.local_time(now));
     match local_now.secs_since(at) {
-        age if age > MAX_AGE_SECS => return Err(QuarantineReason::TimestampTooOld),
-        age if age < -MAX_AHEAD_SECS => return Err(QuarantineReason::TimestampInFuture),
-        _ => {}
+        age if age > MAX_AGE_SECS => Err(QuarantineReason::TimestampTooOld),
+        age if age < -MAX_AHEAD_SECS => Err(QuarantineReason::TimestampInFuture),
+        _ => Ok(at),
     }
+}
+
+fn local_moment(timestamp: EpochSecs, account: Option<&Account>, received_at: EpochSecs) -> EpochSecs {
+    account.map_or(timestamp, |account| account.reported_moment(timestamp, received_at))
+}
+
+/// Decides about one event of a [`moment`]: where it belongs, what it counts. Duplicates are found when it is written, not here.
+#[must_use]
+pub fn judge(event: &UsageEvent, at: EpochSecs, account: Option<&Account>, prices: &PriceList, intake: &Intake) -> Judged {
+    let decision = decide(&event.quantities, event.success, at, account, prices);
+    let RowKey { request_key, row } = RowKey::of(event);
+    let request = event.request_id.as_str();
+    let received_at = EpochSecs::from_ms(intake.received_at_ms);
+    let row = LedgerRow {
+        request_key,
+        row,
+        time_key: time_key(&event.user_id, shard_of(request, TIME_SHARDS)),
+        at_key: at_key(at),
+        user_id: event.user_id.clone(),
+        request_id: request.to_owned(),
+        endpoint: event.endpoint.clone(),
+        model: event.model.clone(),
+        quantities: event.quantities.clone(),
+        success: event.success,
+        timestamp: event.timestamp,
+        attempt: event.attempt,
+        outcome: event.outcome.clone(),
+        extra: event.extra.clone(),
+        extra_cut: event.extra_cut,
+        received_at_ms: intake.received_at_ms,
+        verdict: decision.verdict,
+        counted: decision.counted,
+        tally_key: decision.tally_key,
+        seen: 1,
+        last_seen_by: String::new(),
+        written_by: intake.written_by.clone(),
+        expires_at: received_at.plus_days(i64::from(intake.retention_days)).as_secs(),
+    };
+    Judged { row, billing: decision.billing }
+}
+
+/// Decides once more about a parked row, by what is known of its user now. `None` while it has to stay parked.
+///
+/// It was in the window when it came in, and that is what counts: the wait is not the user's.
+#[must_use]
+pub fn recount(row: &LedgerRow, account: Option<&Account>, prices: &PriceList) -> Option<Judged> {
+    let at = local_moment(row.timestamp, account, EpochSecs::from_ms(row.received_at_ms));
+    let Decision { verdict, counted, tally_key, billing } = decide(&row.quantities, row.success, at, account, prices);
+    let row = LedgerRow { verdict, counted, tally_key, ..row.clone() };
+    (!verdict.is_parked()).then_some(Judged { row, billing })
+}
+
+/// What is decided about usage of a moment.
+struct Decision {
+    verdict: Verdict,
+    counted: BTreeMap<MeterId, u64>,
+    tally_key: Option<String>,
+    billing: Option<Billing>,
+}
+
+fn decide(
+    quantities: &Quantities,
+    success: bool,
+    at: EpochSecs,
+    account: Option<&Account>,
+    prices: &PriceList,
+) -> Decision {
     let place = place(account, prices, at);
-    let (verdict, counted) = if event.success { counted(event, prices, &place) } else { (Verdict::NotBillable, BTreeMap::new()) };
+    let (verdict, counted) = if success { counted(quantities, prices, &place) } else { (Verdict::NotBillable, BTreeMap::new()) };
     let day = match &place {
         Place::Billed(span) => report::reporting_day(at.day(), span.start, span.end),
         _ => at.day(),
@@ -199,37 +312,13 @@ pub fn judge(
         }),
         _ => None,
     };
-    let (user, request) = (event.user_id.as_str(), event.request_id.as_str());
-    let expires_at = now.plus_days(i64::from(intake.retention_days)).as_secs();
-    let row = LedgerRow {
-        request_key: composite_key(&[user, request]),
-        row: row_key(event),
-        time_key: time_key(&event.user_id, shard_of(request, TIME_SHARDS)),
-        at_key: at_key(at),
-        user_id: event.user_id.clone(),
-        request_id: request.to_owned(),
-        endpoint: event.endpoint.clone(),
-        model: event.model.clone(),
-        quantities: event.quantities.clone(),
-        success: event.success,
-        timestamp: event.timestamp,
-        attempt: event.attempt,
-        outcome: event.outcome.clone(),
-        extra: event.extra.clone(),
-        extra_cut: event.extra_cut,
-        received_at_ms: intake.received_at_ms,
-        verdict,
-        counted,
-        tally_key,
-        seen: 1,
-        written_by: intake.written_by.clone(),
-        expires_at,
-    };
-    Ok(Judged { row, billing })
+    Decision { verdict, counted, tally_key, billing }
 }
 
-fn counted(event: &UsageEvent, prices: &PriceList, place: &Place) -> (Verdict, BTreeMap<MeterId, u64>) {
+fn counted(quantities: &Quantities, prices: &PriceList, place: &Place) -> (Verdict, BTreeMap<MeterId, u64>) {
     let (plan, billed) = match place {
+        // Nothing would be counted, and nobody would notice.
+        Place::Billed(span) if span.plan.is_none() && span.billed.is_empty() => return (Verdict::UnknownPlan, BTreeMap::new()),
         Place::Billed(span) => (span.plan.as_ref(), Some(&span.billed)),
         Place::Free { plan, .. } => (Some(plan), None),
         Place::NoSubscription => return (Verdict::NoSubscription, BTreeMap::new()),
@@ -240,21 +329,10 @@ fn counted(event: &UsageEvent, prices: &PriceList, place: &Place) -> (Verdict, B
     let counted = meters
         .into_iter()
         .filter_map(|id| prices.meter(id))
-        .map(|meter| (meter.id.clone(), event.quantities.counted_by(&meter.counts)))
+        .map(|meter| (meter.id.clone(), quantities.counted_by(&meter.counts)))
         .filter(|(_, quantity)| *quantity > 0)
         .collect();
     (Verdict::Counted, counted)
-}
-
-/// A success uses the request id up, so there is one such row. A failure does not: each attempt is a row of its own, named by
-/// its moment and number so that its repetition is recognised.
-fn row_key(event: &UsageEvent) -> String {
-    if event.success {
-        "request".to_owned()
-    } else {
-        let attempt = event.attempt.map_or("-".to_owned(), |attempt| attempt.to_string());
-        composite_key(&["failure", &event.timestamp.as_secs().to_string(), &attempt])
-    }
 }
 
 /// The tally's key without its shard: sorts by day.
@@ -275,24 +353,28 @@ pub fn at_key(at: EpochSecs) -> String {
     format!("{:012}", at.as_secs().max(0))
 }
 
-/// How a report of a request that is already in the ledger relates to the row there.
+/// How reports of a request that is already in the ledger relate to the row there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Repetition {
     /// Our own write, whose reply was lost: it is done.
     OwnWrite,
+    /// These very reports wrote the row or raised its `seen`, and are redelivered: nothing is to be done.
+    Redelivery,
     /// The same again: it raises `seen`.
     Duplicate,
     /// The same id with other quantities: the first stands, this one is quarantined.
     Conflict,
 }
 
-/// Compares a row that could not be written with the one that stands in its place.
+/// Compares reports with the row that stands already: what they say, their name, and the invocation that has them now.
 #[must_use]
-pub fn repetition(stands: &LedgerRow, came: &LedgerRow) -> Repetition {
-    if stands.quantities != came.quantities {
+pub fn repetition(stands: &LedgerRow, quantities: &Quantities, seen_by: &str, invocation: &str) -> Repetition {
+    if stands.quantities != *quantities {
         Repetition::Conflict
-    } else if stands.written_by == came.written_by {
+    } else if stands.written_by == invocation {
         Repetition::OwnWrite
+    } else if stands.last_seen_by == seen_by {
+        Repetition::Redelivery
     } else {
         Repetition::Duplicate
     }
@@ -333,32 +415,30 @@ impl Batch {
     }
 }
 
-/// Cuts one user's rows into batches that fit a transaction.
-#[must_use]
-pub fn batches(rows: Vec<Judged>) -> Vec<Batch> {
-    let mut batches = Vec::new();
-    let mut batch = Batch::default();
-    let mut tallies: BTreeSet<String> = BTreeSet::new();
-    for judged in rows {
-        let new_tally = judged.row.tally_key.iter().filter(|key| !tallies.contains(*key)).count();
-        let operations = batch.rows.len().saturating_add(tallies.len()).saturating_add(1).saturating_add(new_tally);
-        if batch.rows.len() >= MAX_ROWS || operations > MAX_OPERATIONS {
-            batches.push(std::mem::take(&mut batch));
-            tallies.clear();
+/// Cuts one user's rows into batches that fit a transaction. Each is made when it is asked for, so that a row exists only as
+/// long as it is worked on.
+pub fn batches(rows: impl Iterator<Item = Judged>) -> impl Iterator<Item = Batch> {
+    let mut rows = rows.peekable();
+    std::iter::from_fn(move || {
+        let mut batch = Batch::default();
+        let mut tallies: BTreeSet<String> = BTreeSet::new();
+        let fits = |rows: usize, tallies: &BTreeSet<String>, judged: &Judged| {
+            let new_tally = judged.row.tally_key.iter().filter(|key| !tallies.contains(*key)).count();
+            let operations = rows.saturating_add(tallies.len()).saturating_add(1).saturating_add(new_tally);
+            rows < MAX_ROWS && operations <= MAX_OPERATIONS
+        };
+        while let Some(judged) = rows.next_if(|judged| fits(batch.rows.len(), &tallies, judged)) {
+            tallies.extend(judged.row.tally_key.clone());
+            batch.rows.push(judged);
         }
-        tallies.extend(judged.row.tally_key.clone());
-        batch.rows.push(judged);
-    }
-    if !batch.rows.is_empty() {
-        batches.push(batch);
-    }
-    batches
+        (!batch.rows.is_empty()).then_some(batch)
+    })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::domain::{account::tests::subscribed, usage::read_message};
+    use crate::domain::{account::tests::subscribed, usage::{Message, read_message}};
     use proptest::prelude::*;
     use std::sync::LazyLock;
 
@@ -376,13 +456,24 @@ mod tests {
         for (field, change) in changes {
             value[*field] = change.clone();
         }
-        read_message(&value.to_string()).unwrap().remove(0).unwrap()
+        let Ok(Message::Events(mut entries)) = read_message(&value.to_string()) else { panic!("{value}") };
+        entries.remove(0).unwrap()
     }
 
     static PRICES: LazyLock<PriceList> = LazyLock::new(|| PriceList::shipped().unwrap());
 
+    fn judged_by(event: &UsageEvent, account: Option<&Account>, prices: &PriceList) -> Judged {
+        judge(event, moment(event, account, NOW_MS).unwrap(), account, prices, &intake())
+    }
+
     fn judged(event: &UsageEvent, account: Option<&Account>) -> Judged {
-        judge(event, account, &PRICES, &intake()).unwrap()
+        judged_by(event, account, &PRICES)
+    }
+
+    fn without_free_tier() -> PriceList {
+        let mut prices = PRICES.clone();
+        prices.plans.retain(|plan| !plan.prices.is_empty());
+        prices
     }
 
     fn shown(judged: &Judged) -> String {
@@ -402,9 +493,37 @@ mod tests {
             shown(&judged(&event(&[]), None)),
             r#"Counted {"requests": 1, "tokens_in": 812} 2026-11-22/4:free/10:1793491200 -"#
         );
-        let mut prices = PriceList::shipped().unwrap();
-        prices.plans.retain(|plan| !plan.prices.is_empty());
-        assert_eq!(shown(&judge(&event(&[]), None, &prices, &intake()).unwrap()), "UnknownUser {} - -");
+        assert_eq!(shown(&judged_by(&event(&[]), None, &without_free_tier())), "UnknownUser {} - -");
+    }
+
+    #[test]
+    fn usage_of_unknown_prices_is_parked_and_decided_once_they_are_known() {
+        let known = subscribed("2026-11-10T00:00:00Z");
+        let mut unknown = known.clone();
+        unknown.segments[0].plan = None;
+        unknown.segments[0].billed.clear();
+        let parked = judged(&event(&[]), Some(&unknown));
+        assert_eq!(shown(&parked), "UnknownPlan {} - -");
+        assert_eq!(shown(&judged(&event(&[("success", false.into())]), Some(&unknown))), "NotBillable {} - -");
+        assert_eq!(recount(&parked.row, Some(&unknown), &PRICES), None, "while they are unknown");
+        let counted = recount(&parked.row, Some(&known), &PRICES).unwrap();
+        let at_once = judged(&event(&[]), Some(&known));
+        assert_eq!((counted.row, counted.billing), (at_once.row, at_once.billing), "as if they had been known");
+    }
+
+    #[test]
+    fn a_strangers_usage_is_decided_once_there_is_an_account_however_long_that_took() {
+        let prices = without_free_tier();
+        let parked = judged_by(&event(&[]), None, &prices).row;
+        assert_eq!(recount(&parked, None, &prices), None);
+        let shown_with = |since: &str| shown(&recount(&parked, Some(&subscribed(since)), &prices).unwrap());
+        assert!(shown_with("2026-11-10T00:00:00Z").starts_with("Counted"));
+        assert_eq!(shown_with("2026-11-22T12:00:00Z"), "NoSubscription {} - -", "before its subscription began");
+        // The wait is of no consequence: the window is that of its arrival, also with a test clock far ahead.
+        let mut moved = subscribed("2027-02-10T00:00:00Z");
+        moved.clock_offset_secs = 90 * DAY_SECS;
+        let counted = recount(&parked, Some(&moved), &prices).unwrap();
+        assert!(shown(&counted).contains("2027-02-20/6:billed"), "{}", shown(&counted));
     }
 
     #[test]
@@ -419,9 +538,7 @@ mod tests {
 
     #[test]
     fn usage_outside_the_window_is_quarantined() {
-        let at = |secs: i64| {
-            judge(&event(&[("timestamp", (NOW_MS / 1000 + secs).into())]), None, &PriceList::shipped().unwrap(), &intake())
-        };
+        let at = |secs: i64| moment(&event(&[("timestamp", (NOW_MS / 1000 + secs).into())]), None, NOW_MS);
         assert!(at(300).is_ok() && at(-MAX_AGE_SECS).is_ok());
         assert_eq!(at(301).unwrap_err(), QuarantineReason::TimestampInFuture);
         assert_eq!(at(-MAX_AGE_SECS - 1).unwrap_err(), QuarantineReason::TimestampTooOld);
@@ -429,16 +546,16 @@ mod tests {
 
     #[test]
     fn the_first_report_stands_and_an_own_write_is_recognised() {
-        let first = judged(&event(&[]), None).row;
-        assert_eq!(repetition(&first, &first), Repetition::OwnWrite);
-        let mut again = first.clone();
-        again.written_by = "another".into();
-        again.timestamp = EpochSecs::new(0);
-        assert_eq!(repetition(&first, &again), Repetition::Duplicate);
-        again.quantities.tokens_in += 1;
-        assert_eq!(repetition(&first, &again), Repetition::Conflict);
-        again.written_by = first.written_by.clone();
-        assert_eq!(repetition(&first, &again), Repetition::Conflict);
+        let first = LedgerRow { last_seen_by: "these".into(), ..judged(&event(&[]), None).row };
+        let again = |quantities: &Quantities, seen_by: &str, invocation: &str| repetition(&first, quantities, seen_by, invocation);
+        assert_eq!(again(&first.quantities, "these", &first.written_by), Repetition::OwnWrite);
+        assert_eq!(again(&first.quantities, "others", &first.written_by), Repetition::OwnWrite, "others were seen meanwhile");
+        assert_eq!(again(&first.quantities, "these", "another"), Repetition::Redelivery);
+        assert_eq!(again(&first.quantities, "others", "another"), Repetition::Duplicate);
+        let mut other = first.quantities.clone();
+        other.tokens_in += 1;
+        assert_eq!(again(&other, "these", "another"), Repetition::Conflict);
+        assert_eq!(again(&other, "these", &first.written_by), Repetition::Conflict);
     }
 
     #[test]
@@ -457,7 +574,7 @@ mod tests {
                 let timestamp = NOW_MS / 1000 - day * 86_400;
                 judged(&event(&[("request_id", format!("r{n}").into()), ("timestamp", timestamp.into())]), None)
             }).collect();
-            let batches = batches(rows.clone());
+            let batches: Vec<Batch> = batches(rows.clone().into_iter()).collect();
             for batch in &batches {
                 prop_assert!(!batch.rows.is_empty() && batch.rows.len() <= MAX_ROWS);
                 prop_assert!(batch.rows.len() + batch.tallies().len() <= MAX_OPERATIONS);

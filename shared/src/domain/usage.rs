@@ -112,6 +112,9 @@ pub enum Invalid {
     /// The message is JSON, but neither an event nor `{"events":[…]}`.
     #[error("the message body is neither a usage event nor {{\"events\":[…]}}")]
     NotAnEvent,
+    /// The message asks for a recount without saying whose.
+    #[error("the message body is no recount; that is {{\"recount\":{{\"user_id\":\"…\"}}}}")]
+    NotARecount,
     /// The message has too many events.
     #[error("the message has more than {MAX_EVENTS_PER_MESSAGE} events; send several messages")]
     TooManyEvents,
@@ -134,55 +137,89 @@ pub enum Invalid {
 /// One entry of a message: an event, or what is wrong with it along with the JSON it came as.
 pub type Entry = Result<UsageEvent, (Invalid, String)>;
 
-/// Reads a message: one event, or `{"events":[…]}` with up to 1,000 of them. One bad event never harms another.
+/// What a message is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Message {
+    /// Usage events, or what is wrong with them.
+    Events(Vec<Entry>),
+    /// Our own message: what is parked of this user is to be looked at again, now that more is known of the user.
+    Recount(UserId),
+}
+
+/// Reads a message: one event, `{"events":[…]}` with up to 1,000 of them, or `{"recount":{"user_id":"…"}}`. One bad event never
+/// harms another. What has a `request_id` is an event of its own, whatever fields of other names it has.
 ///
 /// # Errors
 /// [`Invalid`] if the message as a whole cannot be read.
-pub fn read_message(body: &str) -> Result<Vec<Entry>, Invalid> {
+pub fn read_message(body: &str) -> Result<Message, Invalid> {
     let value: Value = serde_json::from_str(body).map_err(|_| Invalid::NotJson)?;
     let Value::Object(mut object) = value else { return Err(Invalid::NotAnEvent) };
-    match object.remove("events") {
-        Some(Value::Array(events)) if !object.contains_key("request_id") => {
-            if events.len() > MAX_EVENTS_PER_MESSAGE {
-                return Err(Invalid::TooManyEvents);
-            }
-            Ok(events.into_iter().map(read_entry).collect())
+    if object.contains_key("request_id") {
+        return Ok(Message::Events(vec![read_entry(Value::Object(object))]));
+    }
+    match (object.remove("events"), object.get("recount")) {
+        (Some(Value::Array(events)), _) if events.len() > MAX_EVENTS_PER_MESSAGE => Err(Invalid::TooManyEvents),
+        (Some(Value::Array(events)), _) => Ok(Message::Events(events.into_iter().map(read_entry).collect())),
+        (Some(_), _) => Err(Invalid::NotAnEvent),
+        (None, Some(recount)) => {
+            let user_id = recount.get("user_id").and_then(Value::as_str).ok_or(Invalid::NotARecount)?;
+            Ok(Message::Recount(UserId::new(user_id)?))
         }
-        Some(events) if object.contains_key("request_id") => {
-            // An event of its own with a field of that name, which is none of ours.
-            object.insert("events".to_owned(), events);
-            Ok(vec![read_entry(Value::Object(object))])
-        }
-        Some(_) => Err(Invalid::NotAnEvent),
-        None => Ok(vec![read_entry(Value::Object(object))]),
+        (None, None) => Ok(Message::Events(vec![read_entry(Value::Object(object))])),
     }
 }
 
-fn read_entry(value: Value) -> Entry {
-    let raw = value.to_string();
-    let Value::Object(object) = value else { return Err((Invalid::NotAnEvent, raw)) };
-    read_event(object).map_err(|invalid| (invalid, raw))
+/// A message that asks for a recount.
+#[must_use]
+pub fn recount_message(user_id: &UserId) -> String {
+    serde_json::json!({"recount": {"user_id": user_id}}).to_string()
 }
 
-fn read_event(mut object: Map<String, Value>) -> Result<UsageEvent, Invalid> {
-    let mut take = |field: &'static str| object.remove(field).filter(|value| !value.is_null());
-    let request_id = RequestId::new(required_text(take("request_id"), "request_id")?)?;
-    let user_id = UserId::new(required_text(take("user_id"), "user_id")?)?;
-    let endpoint = short(required_text(take("endpoint"), "endpoint")?, "endpoint", MAX_ENDPOINT_CHARS)?;
-    let tokens_in = quantity(take("tokens_in").ok_or(Invalid::Missing("tokens_in"))?, "tokens_in")?;
-    let tokens_out = quantity(take("tokens_out").ok_or(Invalid::Missing("tokens_out"))?, "tokens_out")?;
-    let success = match take("success").ok_or(Invalid::Missing("success"))? {
-        Value::Bool(success) => success,
+fn read_entry(value: Value) -> Entry {
+    let read = match &value {
+        Value::Object(object) => read_event(object),
+        _ => Err(Invalid::NotAnEvent),
+    };
+    read.map_err(|invalid| (invalid, value.to_string()))
+}
+
+/// The fields of an event that we know.
+const FIELDS: [&str; 12] = [
+    "request_id",
+    "user_id",
+    "endpoint",
+    "tokens_in",
+    "tokens_out",
+    "success",
+    "timestamp",
+    "model",
+    "tokens_cached",
+    "units",
+    "attempt",
+    "outcome",
+];
+
+fn read_event(object: &Map<String, Value>) -> Result<UsageEvent, Invalid> {
+    let get = |field: &str| object.get(field).filter(|value| !value.is_null());
+    let request_id = RequestId::new(required_text(get("request_id"), "request_id")?)?;
+    let user_id = UserId::new(required_text(get("user_id"), "user_id")?)?;
+    let endpoint = short(required_text(get("endpoint"), "endpoint")?, "endpoint", MAX_ENDPOINT_CHARS)?.to_owned();
+    let tokens_in = quantity(get("tokens_in").ok_or(Invalid::Missing("tokens_in"))?, "tokens_in")?;
+    let tokens_out = quantity(get("tokens_out").ok_or(Invalid::Missing("tokens_out"))?, "tokens_out")?;
+    let success = match get("success").ok_or(Invalid::Missing("success"))? {
+        Value::Bool(success) => *success,
         _ => return Err(Invalid::Field { field: "success", problem: "must be true or false" }),
     };
-    let timestamp = timestamp(&take("timestamp").ok_or(Invalid::Missing("timestamp"))?)?;
-    let model = optional_text(take("model"), "model")?;
-    let tokens_cached = take("tokens_cached").map_or(Ok(0), |value| quantity(value, "tokens_cached"))?;
-    let units = take("units").map_or(Ok(BTreeMap::new()), units)?;
-    let attempt = take("attempt").map(|value| quantity(value, "attempt")).transpose()?;
-    let outcome = optional_text(take("outcome"), "outcome")?;
+    let timestamp = timestamp(get("timestamp").ok_or(Invalid::Missing("timestamp"))?)?;
+    let model = optional_text(get("model"), "model")?;
+    let tokens_cached = get("tokens_cached").map_or(Ok(0), |value| quantity(value, "tokens_cached"))?;
+    let units = get("units").map_or(Ok(BTreeMap::new()), units)?;
+    let attempt = get("attempt").map(|value| quantity(value, "attempt")).transpose()?;
+    let outcome = optional_text(get("outcome"), "outcome")?;
 
-    let extra = (!object.is_empty()).then(|| Value::Object(object).to_string());
+    let unknown: BTreeMap<&String, &Value> =
+        object.iter().filter(|(field, _)| !FIELDS.contains(&field.as_str())).collect();
+    let extra = (!unknown.is_empty()).then(|| serde_json::json!(unknown).to_string());
     let extra_cut = extra.as_ref().is_some_and(|extra| extra.len() > MAX_EXTRA_BYTES);
     Ok(UsageEvent {
         request_id,
@@ -199,26 +236,26 @@ fn read_event(mut object: Map<String, Value>) -> Result<UsageEvent, Invalid> {
     })
 }
 
-fn required_text(value: Option<Value>, field: &'static str) -> Result<String, Invalid> {
+fn required_text<'a>(value: Option<&'a Value>, field: &'static str) -> Result<&'a str, Invalid> {
     match value.ok_or(Invalid::Missing(field))? {
         Value::String(text) => Ok(text),
         _ => Err(Invalid::Field { field, problem: "must be a string" }),
     }
 }
 
-fn optional_text(value: Option<Value>, field: &'static str) -> Result<Option<String>, Invalid> {
+fn optional_text(value: Option<&Value>, field: &'static str) -> Result<Option<String>, Invalid> {
     let Some(value) = value else { return Ok(None) };
-    required_text(Some(value), field).and_then(|text| short(text, field, MAX_WORD_CHARS)).map(Some)
+    required_text(Some(value), field).and_then(|text| short(text, field, MAX_WORD_CHARS)).map(|text| Some(text.to_owned()))
 }
 
-fn short(text: String, field: &'static str, max_chars: usize) -> Result<String, Invalid> {
+fn short<'a>(text: &'a str, field: &'static str, max_chars: usize) -> Result<&'a str, Invalid> {
     if text.len() > max_chars && text.chars().count() > max_chars {
         return Err(Invalid::Field { field, problem: "is too long" });
     }
     Ok(text)
 }
 
-fn quantity(value: Value, field: &'static str) -> Result<u64, Invalid> {
+fn quantity(value: &Value, field: &'static str) -> Result<u64, Invalid> {
     match value.as_u64() {
         Some(quantity) if quantity <= MAX_QUANTITY => Ok(quantity),
         Some(_) => Err(Invalid::Field { field, problem: "has more than 15 digits" }),
@@ -226,20 +263,20 @@ fn quantity(value: Value, field: &'static str) -> Result<u64, Invalid> {
     }
 }
 
-fn units(value: Value) -> Result<BTreeMap<String, u64>, Invalid> {
+fn units(value: &Value) -> Result<BTreeMap<String, u64>, Invalid> {
     let Value::Object(object) = value else {
         return Err(Invalid::Field { field: "units", problem: "must be an object of whole numbers" });
     };
     if object.len() > MAX_UNITS {
         return Err(Invalid::Field { field: "units", problem: "has more than 50 entries" });
     }
-    let unit = |(name, value): (String, Value)| {
+    let unit = |(name, value): (&String, &Value)| {
         if name.is_empty() {
             return Err(Invalid::Field { field: "units", problem: "has a unit without a name" });
         }
-        Ok((short(name, "units", MAX_UNIT_NAME_CHARS)?, quantity(value, "units")?))
+        Ok((short(name, "units", MAX_UNIT_NAME_CHARS)?.to_owned(), quantity(value, "units")?))
     };
-    object.into_iter().map(unit).collect()
+    object.iter().map(unit).collect()
 }
 
 fn timestamp(value: &Value) -> Result<EpochSecs, Invalid> {
@@ -271,7 +308,7 @@ mod tests {
     }
 
     fn only(body: &str) -> Entry {
-        let mut entries = read_message(body).unwrap();
+        let Message::Events(mut entries) = read_message(body).unwrap() else { panic!("{body} holds no event") };
         assert_eq!(entries.len(), 1);
         entries.remove(0)
     }
@@ -279,7 +316,8 @@ mod tests {
     fn check(body: &str, expected: &Expect) {
         let shown = match read_message(body) {
             Err(invalid) => invalid.to_string(),
-            Ok(entries) => {
+            Ok(Message::Recount(user_id)) => format!("recount of {user_id}"),
+            Ok(Message::Events(entries)) => {
                 let line = |entry: &Entry| match entry {
                     Ok(event) => format!("{} {}", event.request_id, event.timestamp),
                     Err((invalid, _)) => invalid.to_string(),
@@ -309,6 +347,18 @@ mod tests {
         check(r#"{"events":7}"#, &expect![[r#"the message body is neither a usage event nor {"events":[…]}"#]]);
         let many = vec![GOOD; 1_001].join(",");
         check(&format!(r#"{{"events":[{many}]}}"#), &expect!["the message has more than 1000 events; send several messages"]);
+    }
+
+    #[test]
+    fn a_recount_is_told_from_an_event_that_has_a_field_of_that_name() {
+        check(&recount_message(&UserId::new("ada \"the\" first").unwrap()), &expect![[r#"recount of ada "the" first"#]]);
+        check(&with("recount", r#"{"user_id":"ada"}"#), &expect!["req_1 2026-11-22T12:00:00Z"]);
+        check(&with("events", "[7]"), &expect!["req_1 2026-11-22T12:00:00Z"]);
+        check(&format!(r#"{{"events":[{GOOD}],"recount":{{"user_id":"ada"}}}}"#), &expect!["req_1 2026-11-22T12:00:00Z"]);
+        for body in [r#"{"recount":7}"#, r#"{"recount":{}}"#, r#"{"recount":{"user_id":7}}"#] {
+            assert_eq!(read_message(body), Err(Invalid::NotARecount), "{body}");
+        }
+        check(r#"{"recount":{"user_id":""}}"#, &expect!["user_id is empty"]);
     }
 
     #[test]

@@ -6,14 +6,14 @@ use futures_util::{FutureExt, future::LocalBoxFuture};
 use tokentill::{
     domain::{
         account::Account,
-        counting::{Batch, LedgerRow},
+        counting::{Batch, LedgerRow, RowKey},
         id::{CustomerId, EventId, UserId},
         report::{Book, Tally},
         time::{EpochSecs, UtcDay},
     },
     ports::{
-        AccountChange, Accounts, Books, Commit, CustomerRecord, DueAccounts, Ledger, MeterErrors, Quarantine, Quarantined,
-        ReporterMemory, ReporterState, Touched, Unavailable, Written,
+        AccountChange, Accounts, Books, Commit, CustomerRecord, DueAccounts, Ledger, MeterErrors, Parked, ParkedPlace, Quarantine,
+        Quarantined, ReporterMemory, ReporterState, Touched, Unavailable, Written,
     },
 };
 
@@ -173,8 +173,22 @@ impl<P: Ledger> Ledger for Faulty<P> {
         self.call("write", self.port.write(batch, tally_shard, now)).await
     }
 
-    async fn seen_again(&self, row: &LedgerRow, times: u64) -> Result<(), Unavailable> {
-        self.call("seen_again", self.port.seen_again(row, times)).await
+    async fn row(&self, key: &RowKey) -> Result<Option<LedgerRow>, Unavailable> {
+        self.call("row", self.port.row(key)).await
+    }
+
+    async fn seen_again(&self, key: &RowKey, times: u64, seen_by: &str) -> Result<(), Unavailable> {
+        self.call("seen_again", self.port.seen_again(key, times, seen_by)).await
+    }
+}
+
+impl<P: Parked> Parked for Faulty<P> {
+    async fn parked(&self, place: &ParkedPlace, since: EpochSecs) -> Result<(Vec<LedgerRow>, Option<ParkedPlace>), Unavailable> {
+        self.call("parked", self.port.parked(place, since)).await
+    }
+
+    async fn recount(&self, batch: &Batch, tally_shard: u8, now: EpochSecs) -> Result<Written, Unavailable> {
+        self.call("recount", self.port.recount(batch, tally_shard, now)).await
     }
 }
 
