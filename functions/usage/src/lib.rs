@@ -100,7 +100,8 @@ impl<A: Accounts, L: Ledger + Parked, Q: Quarantine, C: Clock> Usage<A, L, Q, C>
                 let records = work.records();
                 let task = &task;
                 async move {
-                    records::isolated(self.user(&user_id, work, task)).await.unwrap_or_else(|panicked| {
+                    // On the heap, as are the greater parts of it: with its calls to AWS in it, it is too large for the stack.
+                    records::isolated(Box::pin(self.user(&user_id, work, task))).await.unwrap_or_else(|panicked| {
                         let mut outcome = Outcome::default();
                         outcome.panicked(records, panicked);
                         outcome
@@ -205,11 +206,11 @@ impl<A: Accounts, L: Ledger + Parked, Q: Quarantine, C: Clock> Usage<A, L, Q, C>
         // A writer that was not alone takes another shard, so that a hot user's writers part, and stays there.
         let mut shard = 0;
         if !work.arrivals.is_empty() {
-            self.count(user_id, work.arrivals, account.as_ref(), task, &mut shard, &mut outcome).await;
+            Box::pin(self.count(user_id, work.arrivals, account.as_ref(), task, &mut shard, &mut outcome)).await;
         }
         if !work.recounts.is_empty() {
             let records = work.recounts.into_iter().collect();
-            self.recount_parked(user_id, &records, account.as_ref(), task, &mut shard, &mut outcome).await;
+            Box::pin(self.recount_parked(user_id, &records, account.as_ref(), task, &mut shard, &mut outcome)).await;
         }
         outcome
     }
@@ -248,13 +249,13 @@ impl<A: Accounts, L: Ledger + Parked, Q: Quarantine, C: Clock> Usage<A, L, Q, C>
                         self.merge(first, &arrival, task, outcome).await;
                     }
                 }
-                None => looked_up.push(self.out_of_window(key, arrivals, task)),
+                None => looked_up.push(Box::pin(self.out_of_window(key, arrivals, task))),
             }
         }
         for found in join_all(looked_up).await {
             outcome.add(found);
         }
-        self.unpark(user_id, task, shard, outcome).await;
+        Box::pin(self.unpark(user_id, task, shard, outcome)).await;
         let rows = reports.values().map(|reports| {
             let mut judged = counting::judge(&reports.event, reports.at, account, &self.prices, &task.intake);
             judged.row.seen = reports.seen();
@@ -262,8 +263,8 @@ impl<A: Accounts, L: Ledger + Parked, Q: Quarantine, C: Clock> Usage<A, L, Q, C>
             judged
         });
         for batch in counting::batches(rows) {
-            self.write(&Kind::New(&reports), batch, task, shard, outcome).await;
-            self.unpark(user_id, task, shard, outcome).await;
+            Box::pin(self.write(&Kind::New(&reports), batch, task, shard, outcome)).await;
+            Box::pin(self.unpark(user_id, task, shard, outcome)).await;
         }
     }
 
@@ -316,7 +317,7 @@ impl<A: Accounts, L: Ledger + Parked, Q: Quarantine, C: Clock> Usage<A, L, Q, C>
             }
         }
         if let (Some(row), Some(reports)) = (stands, repeated) {
-            outcome.add(self.repeated(&row, &reports, task).await);
+            outcome.add(Box::pin(self.repeated(&row, &reports, task)).await);
         }
         outcome
     }
@@ -389,7 +390,7 @@ impl<A: Accounts, L: Ledger + Parked, Q: Quarantine, C: Clock> Usage<A, L, Q, C>
             match (problem, kind) {
                 (RowProblem::Exists(stands), Kind::New(reports)) => {
                     if let Some(reports) = reports.get(&judged.row.key()) {
-                        repeated.push(async move { self.repeated(&stands, reports, task).await });
+                        repeated.push(Box::pin(async move { self.repeated(&stands, reports, task).await }));
                     }
                 }
                 // Somebody else counted it, or we did and did not hear of it.
@@ -466,7 +467,7 @@ impl<A: Accounts, L: Ledger + Parked, Q: Quarantine, C: Clock> Usage<A, L, Q, C>
             Ok(account) => {
                 let known = parked.iter().filter_map(|(row, _)| counting::recount(row, account.as_ref(), &self.prices));
                 for batch in counting::batches(known) {
-                    self.write(&Kind::Parked(&records), batch, task, shard, outcome).await;
+                    Box::pin(self.write(&Kind::Parked(&records), batch, task, shard, outcome)).await;
                 }
             }
             Err(error) => outcome.fail(records, &error),
@@ -505,7 +506,7 @@ impl<A: Accounts, L: Ledger + Parked, Q: Quarantine, C: Clock> Usage<A, L, Q, C>
                     rows.iter().filter_map(|row| counting::recount(row, Some(account), &self.prices)).collect();
                 stay_parked |= known.len() < rows.len();
                 for batch in counting::batches(known.into_iter()) {
-                    self.write(&Kind::Parked(records), batch, task, shard, outcome).await;
+                    Box::pin(self.write(&Kind::Parked(records), batch, task, shard, outcome)).await;
                 }
                 next = after;
             }
@@ -517,9 +518,7 @@ impl<A: Accounts, L: Ledger + Parked, Q: Quarantine, C: Clock> Usage<A, L, Q, C>
 
     /// A recount is announced before the commit that it is for, so a young one comes again; an old one is done.
     fn wait_for_commit(&self, records: &BTreeSet<usize>, task: &Task, outcome: &mut Outcome) {
-        let is_young = |record: &usize| {
-            task.intake.received_at_ms.saturating_sub(task.sent_at_ms(*record)) < RECOUNT_WAITS_MS
-        };
+        let is_young = |record: &usize| task.intake.received_at_ms.saturating_sub(task.sent_at_ms(*record)) < RECOUNT_WAITS_MS;
         let young: Vec<usize> = records.iter().copied().filter(is_young).collect();
         if !young.is_empty() {
             let reason = "what it was announced for is not committed yet; it comes again".to_owned();

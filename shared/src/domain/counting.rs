@@ -286,13 +286,7 @@ struct Decision {
     billing: Option<Billing>,
 }
 
-fn decide(
-    quantities: &Quantities,
-    success: bool,
-    at: EpochSecs,
-    account: Option<&Account>,
-    prices: &PriceList,
-) -> Decision {
+fn decide(quantities: &Quantities, success: bool, at: EpochSecs, account: Option<&Account>, prices: &PriceList) -> Decision {
     let place = place(account, prices, at);
     let (verdict, counted) = if success { counted(quantities, prices, &place) } else { (Verdict::NotBillable, BTreeMap::new()) };
     let day = match &place {
@@ -438,7 +432,10 @@ pub fn batches(rows: impl Iterator<Item = Judged>) -> impl Iterator<Item = Batch
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::domain::{account::tests::subscribed, usage::{Message, read_message}};
+    use crate::domain::{
+        account::tests::subscribed,
+        usage::{Message, read_message},
+    };
     use proptest::prelude::*;
     use std::sync::LazyLock;
 
@@ -547,7 +544,8 @@ mod tests {
     #[test]
     fn the_first_report_stands_and_an_own_write_is_recognised() {
         let first = LedgerRow { last_seen_by: "these".into(), ..judged(&event(&[]), None).row };
-        let again = |quantities: &Quantities, seen_by: &str, invocation: &str| repetition(&first, quantities, seen_by, invocation);
+        let again =
+            |quantities: &Quantities, seen_by: &str, invocation: &str| repetition(&first, quantities, seen_by, invocation);
         assert_eq!(again(&first.quantities, "these", &first.written_by), Repetition::OwnWrite);
         assert_eq!(again(&first.quantities, "others", &first.written_by), Repetition::OwnWrite, "others were seen meanwhile");
         assert_eq!(again(&first.quantities, "these", "another"), Repetition::Redelivery);

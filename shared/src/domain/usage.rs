@@ -217,8 +217,7 @@ fn read_event(object: &Map<String, Value>) -> Result<UsageEvent, Invalid> {
     let attempt = get("attempt").map(|value| quantity(value, "attempt")).transpose()?;
     let outcome = optional_text(get("outcome"), "outcome")?;
 
-    let unknown: BTreeMap<&String, &Value> =
-        object.iter().filter(|(field, _)| !FIELDS.contains(&field.as_str())).collect();
+    let unknown: BTreeMap<&String, &Value> = object.iter().filter(|(field, _)| !FIELDS.contains(&field.as_str())).collect();
     let extra = (!unknown.is_empty()).then(|| serde_json::json!(unknown).to_string());
     let extra_cut = extra.as_ref().is_some_and(|extra| extra.len() > MAX_EXTRA_BYTES);
     Ok(UsageEvent {

@@ -16,6 +16,7 @@ mod queue;
 mod secrets;
 mod template;
 mod truth;
+mod units;
 mod wire;
 mod world;
 
@@ -27,5 +28,6 @@ pub use queue::Queue;
 pub use secrets::TestSecret;
 pub use template::Template;
 pub use truth::StripeTruth;
-pub use wire::{Wire, WireFault, cancelled};
+pub use units::{PartitionKey, Units};
+pub use wire::{Accidents, Wire, WireFault, cancelled, refused};
 pub use world::World;

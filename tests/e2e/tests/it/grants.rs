@@ -182,9 +182,13 @@ impl Work<'_> {
 
     async fn usage(&self) -> Result<()> {
         let event = usage_event(&unique("user"), &unique("req"));
-        // A new event: the ledger and the tally. The same again: how often it was seen. No event: the quarantine.
+        // A new event: the ledger and the tally. The same again: how often it was seen, and once more with a moment outside the
+        // window: the row is looked up. No event: the quarantine. A recount: the time index.
         self.consume(&[event.clone(), json!("no event")]).await?;
-        self.consume(&[event]).await
+        self.consume(&[event.clone()]).await?;
+        let mut old = event;
+        old["timestamp"] = json!(0);
+        self.consume(&[old, json!({"recount": {"user_id": "reported"}})]).await
     }
 
     async fn reporter(&self) -> Result<()> {

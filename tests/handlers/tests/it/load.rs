@@ -1,0 +1,254 @@
+//! The usage function under great load: a hot user, many users at once, a full batch. What a partition key takes is counted and
+//! limited on the wire, and transactions meet each other there, since the embedded engine does neither.
+
+use std::{collections::BTreeMap, process::Command, time::Instant};
+
+use handlers::{Accidents, PartitionKey, Units, WireFault, World};
+use serde_json::{Value, json};
+use tokentill::{
+    domain::{
+        counting::TIME_SHARDS,
+        id::{composite_key, shard_of},
+    },
+    ports::{Clock, Tallies},
+};
+
+use crate::{
+    samples::{commit, sqs_event, subscriber, user},
+    usage::{function, several, with},
+};
+
+/// What DynamoDB takes on one partition key in a second.
+const UNITS_OF_A_KEY: u64 = 1_000;
+/// How many events one invocation gets, each a message of its own, as the template has it.
+const BATCH: usize = 500;
+
+async fn world() -> World {
+    let world = World::start().await;
+    commit(&world, "ada", &subscriber("cus_Ada", "ada", "2026-11-10T00:00:00Z")).await;
+    world
+}
+
+/// A call as services report it: ids as long as UUIDs, every optional field.
+fn call(user_id: &str, n: usize) -> Value {
+    let event = json!({
+        "request_id": format!("req_01JD3A-7c9e-4b1d-9f00-{n:012}"), "user_id": user_id, "endpoint": "/v1/chat/completions",
+        "model": "claude-sonnet-4-5-20250929", "tokens_in": 812, "tokens_out": 240, "tokens_cached": 512, "success": true,
+        "timestamp": "2026-11-22T12:00:00Z", "attempt": 1,
+    });
+    with(with(event, "units", json!({"images": 1})), "outcome", "end_turn")
+}
+
+/// An invocation's batch: messages by their ids.
+type Messages = Vec<(String, Value)>;
+
+/// Handles a batch; which messages have to come again.
+async fn handle(world: &World, invocation: &str, batch: &Messages) -> Vec<String> {
+    let now_ms = world.clock.now_ms();
+    let records: Vec<_> = batch.iter().map(|(id, body)| (Some(id.as_str()), body.to_string(), now_ms, 1)).collect();
+    let answer = function(world).handle(sqs_event(&records), invocation, i64::MAX).await.unwrap();
+    answer.batch_item_failures.into_iter().map(|failure| failure.item_identifier).collect()
+}
+
+/// Answers transactions as if they were carried out, so that only the function's side is at work.
+fn without_engine(world: &World) {
+    world.wire.whenever("TransactWriteItems", "", WireFault::Answer { status: 200, body: "{}".to_owned() });
+}
+
+fn shown(((of, key), units): &(PartitionKey, u64)) -> String {
+    format!("{units} on {key} of {of}")
+}
+
+fn print(what: &str, events: usize, units: &Units, calls: usize) {
+    let tables = ["ledger", "ledger/by_time", "tallies", "tallies/touched"];
+    let by_table: BTreeMap<&str, u64> = tables.map(|table| (table, units.total(table))).into();
+    println!("{what}: {events} events, {calls} calls, units {by_table:?}, at most {}", shown(&units.largest()));
+}
+
+#[tokio::test]
+async fn ten_thousand_events_of_one_user_fit_the_limit_of_every_key() {
+    let world = world().await;
+    without_engine(&world);
+    world.wire.load(None);
+    let before = world.wire.calls("TransactWriteItems");
+    let messages: Messages = (0..10_000).map(|n| (format!("m{n}"), call("ada", n))).collect();
+    for (n, batch) in messages.chunks(BATCH).map(<[_]>::to_vec).enumerate() {
+        assert_eq!(handle(&world, &format!("inv_{n}"), &batch).await, Vec::<String>::new());
+    }
+    let (units, ..) = world.wire.counted();
+    print("one user", 10_000, &units, world.wire.calls("TransactWriteItems") - before);
+    assert_eq!(units.sum("tallies", "counted:requests"), 10_000);
+    assert_eq!((units.total("ledger"), units.total("ledger/by_time")), (20_000, 10_000), "a row fits one kilobyte");
+    let largest = units.largest();
+    assert!(largest.1 <= UNITS_OF_A_KEY, "{}", shown(&largest));
+}
+
+/// A fifth of ten thousand users and of the limit, as each is a transaction of its own and the tests are not optimised.
+#[tokio::test]
+async fn ten_thousand_users_at_once_fit_the_limit_of_every_key() {
+    const USERS: usize = 2_000;
+    let world = world().await;
+    // Everybody has ada's account.
+    let account = world.client.get_item().table_name("tokentill-accounts").key("user_id", text("ada")).send().await.unwrap();
+    let account: Value = serde_dynamo::from_item(account.item.unwrap()).unwrap();
+    let account = json!({"Item": wire_item(&account)["M"]}).to_string();
+    world.wire.whenever("GetItem", "", WireFault::Answer { status: 200, body: account });
+    without_engine(&world);
+    world.wire.load(None);
+    let messages = |prefix: &str, first: usize| -> Vec<Messages> {
+        let message = |n: usize| (format!("{prefix}{n}"), call(&format!("user_{n}"), first + n));
+        (0..USERS).map(message).collect::<Messages>().chunks(BATCH).map(<[_]>::to_vec).collect()
+    };
+    let before = world.wire.calls("TransactWriteItems") + world.wire.calls("GetItem");
+    for (n, batch) in messages("m", 0).iter().enumerate() {
+        assert_eq!(handle(&world, &format!("inv_{n}"), batch).await, Vec::<String>::new());
+    }
+    let (units, ..) = world.wire.counted();
+    let calls = world.wire.calls("TransactWriteItems") + world.wire.calls("GetItem") - before;
+    print("many users", USERS, &units, calls);
+    assert_eq!((units.keys("tallies").len(), units.sum("tallies", "counted:requests")), (USERS, USERS as u64));
+    // In the next hour each user's entry of the index of touched tallies moves, which is two writes.
+    world.clock.advance_ms(3_600_000);
+    world.wire.load_again();
+    for (n, batch) in messages("n", USERS).iter().enumerate() {
+        assert_eq!(handle(&world, &format!("inv_later_{n}"), batch).await, Vec::<String>::new());
+    }
+    let (later, ..) = world.wire.counted();
+    print("an hour later", USERS, &later, calls);
+    assert_eq!(later.total("tallies/touched"), 2 * USERS as u64);
+    for units in [units, later] {
+        let largest = units.largest();
+        assert!(largest.1 * 10_000 <= UNITS_OF_A_KEY * USERS as u64, "{}", shown(&largest));
+    }
+}
+
+fn text(value: &str) -> aws_sdk_dynamodb::types::AttributeValue {
+    aws_sdk_dynamodb::types::AttributeValue::S(value.to_owned())
+}
+
+/// JSON in DynamoDB's own form.
+fn wire_item(value: &Value) -> Value {
+    match value {
+        Value::Null => json!({"NULL": true}),
+        Value::Bool(value) => json!({ "BOOL": value }),
+        Value::Number(number) => json!({"N": number.to_string()}),
+        Value::String(text) => json!({ "S": text }),
+        Value::Array(list) => json!({"L": list.iter().map(wire_item).collect::<Vec<_>>()}),
+        Value::Object(map) => {
+            json!({"M": map.iter().map(|(name, value)| (name.clone(), wire_item(value))).collect::<serde_json::Map<_, _>>()})
+        }
+    }
+}
+
+/// Fewer events under a tenth of the limit, and all on two keys of the time index: the embedded engine is slower than DynamoDB,
+/// and the keys shall be hot. Two transactions a second are all that they take.
+#[tokio::test]
+async fn a_hot_users_usage_is_counted_exactly_through_conflicts_and_throttling() {
+    let world = world().await;
+    const EVENTS: usize = 600;
+    let accidents = Accidents { conflicts_percent: 20, units_per_second: UNITS_OF_A_KEY / 10, seed: 7 };
+    world.wire.load(Some(accidents));
+    let began = Instant::now();
+    let on_two_keys = |(_, event): &(String, Value)| shard_of(event["request_id"].as_str().unwrap(), TIME_SHARDS) < 2;
+    let calls = (0..).map(|n| (format!("m{n}"), call("ada", n))).filter(on_two_keys).take(EVENTS);
+    let mut batches: Vec<Messages> = calls.collect::<Messages>().chunks(EVENTS / 3).map(<[_]>::to_vec).collect();
+    // The last is a repetition of the first under other names.
+    batches.push(batches[0].iter().map(|(id, body)| (format!("again_{id}"), body.clone())).collect());
+    let reports: usize = batches.iter().map(Vec::len).sum();
+    let (mut deliveries, mut round) = (0, 0);
+    while !batches.is_empty() {
+        round += 1;
+        deliveries += batches.len();
+        let runs = batches.iter().enumerate().map(|(n, batch)| {
+            let (world, invocation) = (&world, format!("inv_{round}_{n}"));
+            async move { handle(world, &invocation, batch).await }
+        });
+        // Four functions at once, as many as the template allows.
+        let again: Vec<Vec<String>> = futures_util::stream::StreamExt::collect(futures_util::stream::StreamExt::buffered(
+            futures_util::stream::iter(runs),
+            4,
+        ))
+        .await;
+        batches = batches
+            .into_iter()
+            .zip(again)
+            .map(|(batch, again)| batch.into_iter().filter(|(id, _)| again.contains(id)).collect())
+            .filter(|batch: &Messages| !batch.is_empty())
+            .collect();
+        assert!(round <= 10, "a message is tried ten times");
+    }
+    let (units, throttled, conflicts) = world.wire.counted();
+    let calls = world.wire.calls("TransactWriteItems");
+    print("a hot user", EVENTS, &units, calls);
+    println!("{throttled} throttled, {conflicts} conflicts, {deliveries} deliveries, {:.1} s", began.elapsed().as_secs_f64());
+    assert!(throttled > 0 && conflicts > 0, "it was hot");
+    // An invocation tries each of its transactions six times, and the SDK each of these four times.
+    assert!(calls <= deliveries * (EVENTS / 3).div_ceil(98) * 6 * 4, "{calls} calls");
+
+    let now = world.clock.now();
+    let tallies = world.store().tallies(&user("ada"), now.day(), now.day()).await.unwrap();
+    let totals: Vec<u64> = tallies.iter().flat_map(|tally| tally.counted.values().copied()).collect();
+    assert_eq!(totals, [EVENTS as u64, EVENTS as u64 * 812, EVENTS as u64 * 240]);
+    let rows = world.items("ledger").await;
+    assert_eq!(rows.len(), EVENTS, "every row once");
+    let seen: u64 = rows.iter().filter_map(|row| row["seen"].as_u64()).sum();
+    assert!(seen >= reports as u64, "{seen}");
+    assert!(world.items("quarantine").await.is_empty());
+}
+
+/// Set in the process that measures itself.
+const MEASURED: &str = "TOKENTILL_MEASURED";
+
+#[tokio::test]
+async fn a_full_batch_is_handled_in_a_fraction_of_the_functions_memory() {
+    if std::env::var_os(MEASURED).is_none() {
+        // The most memory is told of a process as a whole, so it has to be one that does nothing else.
+        let name = "load::a_full_batch_is_handled_in_a_fraction_of_the_functions_memory";
+        let mut alone = Command::new(std::env::current_exe().unwrap());
+        let output = alone.args(["--exact", name, "--nocapture"]).env(MEASURED, "1").output().unwrap();
+        let printed = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success(), "{printed}\n{}", String::from_utf8_lossy(&output.stderr));
+        println!("{}", printed.lines().find(|line| line.contains("MB before")).expect("it measured"));
+        return;
+    }
+    let world = world().await;
+    without_engine(&world);
+    // SQS hands over at most 6 MB: as many messages of 1,000 events, of 50 users.
+    let events = |m: usize| several(&(0..1_000).map(|n| call(&format!("user_{}", n % 50), m * 1_000 + n)).collect::<Vec<_>>());
+    let length = events(0).to_string().len();
+    let count = 6_000_000 / length;
+    let now_ms = world.clock.now_ms();
+    let ids: Vec<String> = (0..count).map(|m| format!("m{m}")).collect();
+    let records: Vec<_> = ids.iter().enumerate().map(|(m, id)| (Some(id.as_str()), events(m).to_string(), now_ms, 1)).collect();
+    let event = sqs_event(&records);
+    drop(records);
+    // What the test itself needed at most is forgotten.
+    std::fs::write("/proc/self/clear_refs", "5").unwrap();
+    let before = most_memory_mb();
+    let began = Instant::now();
+    let answer = function(&world).handle(event, "inv", i64::MAX).await.unwrap();
+    assert!(answer.batch_item_failures.is_empty());
+    let after = most_memory_mb();
+    let seconds = began.elapsed().as_secs_f64();
+    println!("{count} messages, {} events: {before} MB before, {after} MB at most, {seconds:.1} s", count * 1_000);
+    assert!(after < 160, "of the 256 MB that the function has, with the test's own share: {after} MB");
+}
+
+/// The most memory this process ever had, in MB.
+fn most_memory_mb() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+    line.trim().trim_end_matches(" kB").trim().parse::<u64>().unwrap() / 1_024
+}
+
+#[tokio::test]
+async fn a_message_of_a_thousand_events_of_a_thousand_users_is_handled_whole() {
+    let world = world().await;
+    let users: Vec<String> = (0..1_000).map(|n| composite_key(&["user", &n.to_string()])).collect();
+    let events: Vec<Value> = users.iter().enumerate().map(|(n, user_id)| call(user_id, n)).collect();
+    let batch = vec![("m".to_owned(), several(&events))];
+    assert_eq!(handle(&world, "inv", &batch).await, Vec::<String>::new());
+    let tallies = world.items("tallies").await;
+    assert_eq!(tallies.len(), 1_000);
+    assert!(tallies.iter().all(|tally| tally["counted:requests"] == 1));
+}
