@@ -451,6 +451,19 @@ async fn conflicts_and_throttling_are_retried_on_another_shard_and_the_totals_ar
 }
 
 #[tokio::test]
+async fn a_transaction_that_others_stay_in_the_way_of_is_tried_six_times_and_handed_back() {
+    let bench = bench().await;
+    for nth in 1..=6 {
+        bench.world.wire.at("TransactWriteItems", nth, handlers::cancelled(&["None", "TransactionConflict"]));
+    }
+    let before = bench.world.wire.calls("TransactWriteItems");
+    assert_eq!(bench.deliver("inv_1", &[("m1", call("ada", "req_1"))]).await, ["m1"]);
+    assert_eq!(bench.world.wire.calls("TransactWriteItems") - before, 6);
+    assert_eq!(bench.deliver("inv_2", &[("m1", call("ada", "req_1"))]).await, NOTHING);
+    assert_eq!((bench.totals("ada").await[0], bench.rows("ada", "req_1").await), (1, vec![(Verdict::Counted, 1)]));
+}
+
+#[tokio::test]
 async fn a_cancelled_transaction_that_does_not_show_the_row_that_stands_is_tried_again() {
     let bench = bench().await;
     bench.world.wire.at("TransactWriteItems", 1, handlers::cancelled(&["ConditionalCheckFailed", "None"]));
