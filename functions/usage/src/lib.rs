@@ -8,7 +8,7 @@ mod task;
 use std::collections::{BTreeMap, BTreeSet};
 
 use aws_lambda_events::sqs::{SqsBatchResponse, SqsEvent, SqsMessage};
-use futures_util::{StreamExt, future::join_all, stream};
+use futures_util::{StreamExt, stream};
 use tokentill::{
     domain::{
         account::Account,
@@ -16,7 +16,7 @@ use tokentill::{
         id::{UserId, composite_key},
         price_list::PriceList,
         time::EpochSecs,
-        usage::{self, Message, UsageEvent},
+        usage::{self, Invalid, Message, UsageEvent},
     },
     log::Line,
     ports::{Accounts, Clock, Ledger, Parked, ParkedPlace, Quarantine, Quarantined, RowProblem, Unavailable, Written},
@@ -27,7 +27,8 @@ use task::{Arrival, Origin, Outcome, Reports, Source, Task, UserWork};
 
 /// How many users are worked on at once.
 const USERS_AT_ONCE: usize = 32;
-/// How many calls for single rows are made at once, over all users: to read one, or to raise how often it was seen.
+/// How many calls for single rows are made at once, over all users: to read one, to raise how often it was seen, or to put
+/// something into quarantine.
 const ROWS_AT_ONCE: usize = 16;
 /// How often a contended batch is tried again before its messages are put back.
 const MAX_TRIES: u32 = 6;
@@ -147,23 +148,26 @@ impl<A: Accounts, L: Ledger + Parked, Q: Quarantine, C: Clock> Usage<A, L, Q, C>
             }
             Err(invalid) => {
                 let quarantine_id = composite_key(&["usage", task.name_of(index)]);
-                self.invalid(quarantine_id, invalid.to_string(), &body, task.sent_at_ms(index)).await?;
+                self.invalid(quarantine_id, invalid.to_string(), body, index, task).await?;
                 return Ok(1);
             }
         };
         drop(body);
         let mut events = Vec::with_capacity(entries.len());
-        let mut quarantined = 0_u64;
+        let mut invalid = Vec::new();
         for (position, entry) in entries.into_iter().enumerate() {
             let origin = Origin { record: index, position };
             match entry {
                 Ok(event) => events.push(Arrival { origin, event }),
-                Err((invalid, raw)) => {
-                    self.invalid(task.report_name(origin), invalid.to_string(), &raw, task.sent_at_ms(index)).await?;
-                    quarantined = quarantined.saturating_add(1);
-                }
+                Err((what, raw)) => invalid.push((origin, what, raw)),
             }
         }
+        let quarantined = u64::try_from(invalid.len()).unwrap_or(u64::MAX);
+        let keep = |(origin, what, raw): (Origin, Invalid, String)| {
+            self.invalid(task.report_name(origin), what.to_string(), raw, index, task)
+        };
+        let kept: Vec<_> = stream::iter(invalid).map(keep).buffer_unordered(ROWS_AT_ONCE).collect().await;
+        kept.into_iter().collect::<Result<(), Unavailable>>()?;
         // Only now, so that a record that comes again because of one event is not counted meanwhile because of the others.
         for arrival in events {
             match users.get_mut(&arrival.event.user_id) {
@@ -176,7 +180,14 @@ impl<A: Accounts, L: Ledger + Parked, Q: Quarantine, C: Clock> Usage<A, L, Q, C>
         Ok(quarantined)
     }
 
-    async fn invalid(&self, quarantine_id: String, detail: String, input: &str, at_ms: i64) -> Result<(), Unavailable> {
+    async fn invalid(
+        &self,
+        quarantine_id: String,
+        detail: String,
+        input: String,
+        record: usize,
+        task: &Task,
+    ) -> Result<(), Unavailable> {
         if input.len() > MAX_QUARANTINED_BYTES {
             // Nothing is lost: the message goes to the dead-letter queue, whole.
             let reason = "an unreadable message is too long for the quarantine; the dead-letter queue keeps it".to_owned();
@@ -187,10 +198,16 @@ impl<A: Accounts, L: Ledger + Parked, Q: Quarantine, C: Clock> Usage<A, L, Q, C>
             reason: QuarantineReason::Invalid,
             detail,
             user_id: None,
-            input: input.to_owned(),
-            at_ms,
+            input,
+            at_ms: task.sent_at_ms(record),
         };
-        self.quarantine.keep(&entry).await
+        self.keep(&entry, task).await
+    }
+
+    async fn keep(&self, entry: &Quarantined, task: &Task) -> Result<(), Unavailable> {
+        let _permit = task.rows.acquire().await;
+        task.time_left(&self.clock)?;
+        self.quarantine.keep(entry).await
     }
 
     /// Works off one user's events and recounts.
@@ -228,12 +245,13 @@ impl<A: Accounts, L: Ledger + Parked, Q: Quarantine, C: Clock> Usage<A, L, Q, C>
         // Two operations on one key would fail a transaction whole, so what is reported twice is merged first.
         let mut reports: BTreeMap<RowKey, Reports> = BTreeMap::new();
         let mut out_of_window: BTreeMap<RowKey, Vec<(Arrival, QuarantineReason)>> = BTreeMap::new();
+        let mut conflicts = Vec::new();
         for arrival in arrivals {
             let key = RowKey::of(&arrival.event);
             match counting::moment(&arrival.event, account, task.intake.received_at_ms) {
                 Err(reason) => out_of_window.entry(key).or_default().push((arrival, reason)),
                 Ok(at) => match reports.get_mut(&key) {
-                    Some(first) => self.merge(first, &arrival, task, outcome).await,
+                    Some(first) => conflicts.extend(outcome.merge(first, arrival)),
                     None => {
                         reports.insert(key, Reports::of(arrival, at));
                     }
@@ -245,21 +263,20 @@ impl<A: Accounts, L: Ledger + Parked, Q: Quarantine, C: Clock> Usage<A, L, Q, C>
         for (key, arrivals) in out_of_window {
             match reports.get_mut(&key) {
                 Some(first) => {
-                    for (arrival, _) in arrivals {
-                        self.merge(first, &arrival, task, outcome).await;
-                    }
+                    conflicts.extend(arrivals.into_iter().filter_map(|(arrival, _)| outcome.merge(first, arrival)));
                 }
-                None => looked_up.push(Box::pin(self.out_of_window(key, arrivals, task))),
+                None => looked_up.push((key, arrivals)),
             }
         }
-        for found in join_all(looked_up).await {
-            outcome.add(found);
-        }
+        let look_up = |(key, arrivals)| Box::pin(self.out_of_window(key, arrivals, task));
+        let found: Vec<_> = stream::iter(looked_up).map(look_up).buffer_unordered(ROWS_AT_ONCE).collect().await;
+        found.into_iter().for_each(|found| outcome.add(found));
+        outcome.add(self.conflicts(conflicts, task).await);
         Box::pin(self.unpark(user_id, task, shard, outcome)).await;
         let rows = reports.values().map(|reports| {
             let mut judged = counting::judge(&reports.event, reports.at, account, &self.prices, &task.intake);
             judged.row.seen = reports.seen();
-            judged.row.last_seen_by = task.seen_by(&reports.origins);
+            judged.row.last_seen_by = task.seen_by(reports);
             judged
         });
         for batch in counting::batches(rows) {
@@ -268,15 +285,15 @@ impl<A: Accounts, L: Ledger + Parked, Q: Quarantine, C: Clock> Usage<A, L, Q, C>
         }
     }
 
-    /// Adds a report to the first of its request in this batch.
-    async fn merge(&self, first: &mut Reports, arrival: &Arrival, task: &Task, outcome: &mut Outcome) {
-        if first.event.quantities == arrival.event.quantities {
-            first.origins.push(arrival.origin);
-            outcome.duplicates = outcome.duplicates.saturating_add(1);
-        } else {
-            let result = self.conflict(&arrival.event, arrival.origin, task).await;
-            outcome.quarantined([arrival.origin.record], result);
+    /// Quarantines what says something else than the first report of its request.
+    async fn conflicts(&self, arrivals: Vec<Arrival>, task: &Task) -> Outcome {
+        let mut outcome = Outcome::default();
+        let keep = async |arrival: Arrival| (arrival.origin.record, self.conflict(&arrival.event, arrival.origin, task).await);
+        let kept: Vec<_> = stream::iter(arrivals).map(keep).buffer_unordered(ROWS_AT_ONCE).collect().await;
+        for (record, result) in kept {
+            outcome.quarantined([record], result);
         }
+        outcome
     }
 
     /// Tells repetitions among reports of one request that are outside the window: they are so by the row that stands. The
@@ -298,6 +315,7 @@ impl<A: Accounts, L: Ledger + Parked, Q: Quarantine, C: Clock> Usage<A, L, Q, C>
             }
         };
         let mut repeated: Option<Reports> = None;
+        let mut conflicts = Vec::new();
         for (arrival, reason) in arrivals {
             match (&stands, &mut repeated) {
                 (None, _) => {
@@ -305,17 +323,15 @@ impl<A: Accounts, L: Ledger + Parked, Q: Quarantine, C: Clock> Usage<A, L, Q, C>
                     let result = self.set_aside(&arrival.event, arrival.origin, reason, detail, task).await;
                     outcome.quarantined([arrival.origin.record], result);
                 }
-                (Some(_), Some(first)) => self.merge(first, &arrival, task, &mut outcome).await,
+                (Some(_), Some(first)) => conflicts.extend(outcome.merge(first, arrival)),
                 (Some(row), None) if row.quantities == arrival.event.quantities => {
                     let at = arrival.event.timestamp;
                     repeated = Some(Reports::of(arrival, at));
                 }
-                (Some(_), None) => {
-                    let result = self.conflict(&arrival.event, arrival.origin, task).await;
-                    outcome.quarantined([arrival.origin.record], result);
-                }
+                (Some(_), None) => conflicts.push(arrival),
             }
         }
+        outcome.add(self.conflicts(conflicts, task).await);
         if let (Some(row), Some(reports)) = (stands, repeated) {
             outcome.add(Box::pin(self.repeated(&row, &reports, task)).await);
         }
@@ -390,7 +406,7 @@ impl<A: Accounts, L: Ledger + Parked, Q: Quarantine, C: Clock> Usage<A, L, Q, C>
             match (problem, kind) {
                 (RowProblem::Exists(stands), Kind::New(reports)) => {
                     if let Some(reports) = reports.get(&judged.row.key()) {
-                        repeated.push(Box::pin(async move { self.repeated(&stands, reports, task).await }));
+                        repeated.push((stands, reports));
                     }
                 }
                 // Somebody else counted it, or we did and did not hear of it.
@@ -398,16 +414,17 @@ impl<A: Accounts, L: Ledger + Parked, Q: Quarantine, C: Clock> Usage<A, L, Q, C>
                 (RowProblem::None | RowProblem::Contended, _) => left.push(judged),
             }
         }
-        for of_row in join_all(repeated).await {
-            outcome.add(of_row);
-        }
+        let settle =
+            |(stands, reports): (Box<LedgerRow>, _)| Box::pin(async move { self.repeated(&stands, reports, task).await });
+        let settled: Vec<_> = stream::iter(repeated).map(settle).buffer_unordered(ROWS_AT_ONCE).collect().await;
+        settled.into_iter().for_each(|of_row| outcome.add(of_row));
         left
     }
 
     /// Deals with reports of a request whose row stands already.
     async fn repeated(&self, stands: &LedgerRow, reports: &Reports, task: &Task) -> Outcome {
         let mut outcome = Outcome::default();
-        let seen_by = task.seen_by(&reports.origins);
+        let seen_by = task.seen_by(reports);
         match counting::repetition(stands, &reports.event.quantities, &seen_by, &task.intake.written_by) {
             Repetition::OwnWrite => outcome.written = 1,
             Repetition::Redelivery => outcome.duplicates = 1,
@@ -416,10 +433,8 @@ impl<A: Accounts, L: Ledger + Parked, Q: Quarantine, C: Clock> Usage<A, L, Q, C>
                 Err(error) => outcome.fail(reports.records(), &error),
             },
             Repetition::Conflict => {
-                for origin in &reports.origins {
-                    let result = self.conflict(&reports.event, *origin, task).await;
-                    outcome.quarantined([origin.record], result);
-                }
+                let result = self.conflict(&reports.event, reports.first(), task).await;
+                outcome.quarantined(reports.records(), result);
                 return outcome;
             }
         }
@@ -441,10 +456,9 @@ impl<A: Accounts, L: Ledger + Parked, Q: Quarantine, C: Clock> Usage<A, L, Q, C>
             match kind {
                 Kind::New(reports) => {
                     let Some(reports) = reports.get(&judged.row.key()) else { continue };
-                    for origin in &reports.origins {
-                        let result = self.set_aside(&reports.event, *origin, QuarantineReason::Unstorable, reason.clone(), task);
-                        outcome.quarantined([origin.record], result.await);
-                    }
+                    let result =
+                        self.set_aside(&reports.event, reports.first(), QuarantineReason::Unstorable, reason.clone(), task).await;
+                    outcome.quarantined(reports.records(), result);
                 }
                 // It stays parked, and the dead-letter queue tells.
                 Kind::Parked(records) => {
@@ -547,7 +561,7 @@ impl<A: Accounts, L: Ledger + Parked, Q: Quarantine, C: Clock> Usage<A, L, Q, C>
             input: event.to_json(),
             at_ms: task.sent_at_ms(origin.record),
         };
-        self.quarantine.keep(&entry).await
+        self.keep(&entry, task).await
     }
 }
 

@@ -43,26 +43,36 @@ pub(crate) struct Arrival {
     pub(crate) event: UsageEvent,
 }
 
-/// Reports of one row that say the same: the event, its moment, and where each of them came from.
+/// Reports of one row that say the same: the first one's event, its moment, and where each of them came from.
 pub(crate) struct Reports {
     pub(crate) event: UsageEvent,
     pub(crate) at: EpochSecs,
-    pub(crate) origins: Vec<Origin>,
+    first: Origin,
+    others: Vec<Origin>,
 }
 
 impl Reports {
     pub(crate) fn of(arrival: Arrival, at: EpochSecs) -> Self {
-        Self { event: arrival.event, at, origins: vec![arrival.origin] }
+        Self { event: arrival.event, at, first: arrival.origin, others: Vec::new() }
+    }
+
+    /// Where the first one came from. They are quarantined together, under its name.
+    pub(crate) fn first(&self) -> Origin {
+        self.first
     }
 
     /// How many they are.
     pub(crate) fn seen(&self) -> u64 {
-        u64::try_from(self.origins.len()).unwrap_or(u64::MAX)
+        u64::try_from(self.others.len()).unwrap_or(u64::MAX).saturating_add(1)
     }
 
     /// The records that hold them.
     pub(crate) fn records(&self) -> impl Iterator<Item = usize> {
-        self.origins.iter().map(|origin| origin.record)
+        self.origins().map(|origin| origin.record)
+    }
+
+    fn origins(&self) -> impl Iterator<Item = Origin> {
+        std::iter::once(self.first).chain(self.others.iter().copied())
     }
 }
 
@@ -111,8 +121,8 @@ impl Task {
     }
 
     /// A short name for several reports together, the same in whatever order they come.
-    pub(crate) fn seen_by(&self, origins: &[Origin]) -> String {
-        let names: BTreeSet<String> = origins.iter().map(|origin| self.report_name(*origin)).collect();
+    pub(crate) fn seen_by(&self, reports: &Reports) -> String {
+        let names: BTreeSet<String> = reports.origins().map(|origin| self.report_name(origin)).collect();
         let names: Vec<&str> = names.iter().map(String::as_str).collect();
         format!("{:016x}", stable_hash(&composite_key(&names)))
     }
@@ -158,6 +168,16 @@ impl Outcome {
         self.again.extend(other.again);
         self.errors.extend(other.errors);
         self.parked.extend(other.parked);
+    }
+
+    /// Adds a report to the first of its request in this batch. One that says something else comes back.
+    pub(crate) fn merge(&mut self, first: &mut Reports, arrival: Arrival) -> Option<Arrival> {
+        if first.event.quantities != arrival.event.quantities {
+            return Some(arrival);
+        }
+        first.others.push(arrival.origin);
+        self.duplicates = self.duplicates.saturating_add(1);
+        None
     }
 
     pub(crate) fn fail(&mut self, records: impl IntoIterator<Item = usize>, error: &Unavailable) {

@@ -12,8 +12,8 @@ use tokentill::{
         time::{EpochSecs, UtcDay},
     },
     ports::{
-        AccountChange, Accounts, Books, Commit, CustomerRecord, DueAccounts, Ledger, MeterErrors, Parked, ParkedPlace, Quarantine,
-        Quarantined, ReporterMemory, ReporterState, Touched, Unavailable, Written,
+        AccountChange, Accounts, Books, Commit, CustomerRecord, DueAccounts, Ledger, MeterErrors, Parked, ParkedPlace,
+        Quarantine, Quarantined, ReporterMemory, ReporterState, Touched, Unavailable, Written,
     },
 };
 

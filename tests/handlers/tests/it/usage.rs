@@ -483,7 +483,7 @@ async fn a_row_that_dynamodb_can_never_hold_is_quarantined_alone_and_the_rest_is
     let batch = [("m1", several(&events)), ("m2", call("ada", "req_worse")), ("m3", call("ada", "req_bad"))];
     assert_eq!(bench.deliver("inv", &batch).await, NOTHING);
     assert_eq!(bench.totals("ada").await, [150, 150 * 812, 150 * 240]);
-    assert_eq!(bench.quarantined().await, only("unstorable", 3), "each report of them");
+    assert_eq!(bench.quarantined().await, only("unstorable", 2), "two reports of the same are one entry");
     let entries = bench.world.items("quarantine").await;
     assert!(entries.iter().any(|entry| entry["detail"].as_str().unwrap().contains("maximum allowed size")), "{entries:#?}");
     let calls = bench.world.wire.calls("TransactWriteItems") - before;
@@ -623,9 +623,9 @@ async fn a_repetition_is_recognised_whatever_timestamp_it_carries() {
     // Far out of the window, both ways, and once with other quantities.
     let other = with(dated("req_1", "2020-01-01T00:00:00Z"), "tokens_in", 9);
     let odd = [
+        other,
         dated("req_1", "2020-01-01T00:00:00Z"),
         dated("req_1", "2027-12-31T23:59:59Z"),
-        other,
         dated("req_3", "2020-01-01T00:00:00Z"),
     ];
     assert_eq!(bench.deliver("inv_2", &[("m2", several(&odd))]).await, NOTHING);
@@ -709,6 +709,31 @@ async fn at_the_deadline_repetitions_are_handed_back_too_and_seen_when_they_come
     assert_eq!(handle(&bench.usage, batch, "inv_3").await, NOTHING);
     let seen: u64 = bench.world.items("ledger").await.iter().map(|row| row["seen"].as_u64().unwrap()).sum();
     assert_eq!(seen, 2 * 98);
+}
+
+#[tokio::test]
+async fn at_the_deadline_nothing_more_is_put_into_quarantine_either() {
+    let bench = bench().await;
+    let now_ms = bench.world.clock.now_ms();
+    let old = |n: usize| with(call("ada", &format!("req_{n}")), "timestamp", "2020-01-01T00:00:00Z");
+    let other = |n: u64| with(call("ada", "req_1"), "tokens_in", n);
+    let bodies = [
+        several(&(0..100).map(|n| json!({ "no event": n })).collect::<Vec<_>>()),
+        several(&(2..102).map(old).collect::<Vec<_>>()),
+        several(&(0..100).map(other).collect::<Vec<_>>()),
+    ];
+    for (n, body) in bodies.into_iter().enumerate() {
+        let clock = bench.world.clock.clone();
+        bench.usage.quarantine.faults.meanwhile("keep", 1, async move { clock.set("2026-11-22T12:05:00Z") });
+        let batch = messages(&bench.world, &[("m", body)]);
+        let before = bench.usage.quarantine.faults.calls("keep");
+        let answer = bench.usage.handle(batch.clone(), &format!("inv_{n}"), now_ms + 50_000).await.unwrap();
+        assert_eq!((answer.batch_item_failures.len(), bench.usage.quarantine.faults.calls("keep") - before), (1, 1), "{n}");
+        bench.world.clock.set(NOON);
+        assert_eq!(handle(&bench.usage, batch, &format!("inv_again_{n}")).await, NOTHING);
+    }
+    let expected = [("conflict".to_owned(), 99), ("invalid".to_owned(), 100), ("timestamp_too_old".to_owned(), 100)];
+    assert_eq!(bench.quarantined().await, expected.into());
 }
 
 /// A world whose price list has no free tier, in which grace is unknown and 120 of her calls are parked.
