@@ -51,9 +51,20 @@ pub struct SubscriptionFacts {
     /// When it ended.
     pub ended_at: Option<EpochSecs>,
     /// The newest invoice.
-    pub latest_invoice: Option<InvoiceId>,
+    pub latest_invoice: Option<LatestInvoice>,
     /// Whether `billing_mode` is `flexible`: only then is usage before a price switch billed.
     pub flexible: bool,
+}
+
+/// A subscription's newest invoice.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LatestInvoice {
+    /// Its id.
+    pub id: InvoiceId,
+    /// Whether it is known to be no draft any more: usage that comes now is not on it.
+    pub is_final: bool,
+    /// The end of the usage period that it closes, if Stripe showed more of it than its id.
+    pub period_end: Option<EpochSecs>,
 }
 
 /// One price of a subscription.

@@ -22,4 +22,5 @@ pub mod segment;
 pub mod signature;
 pub mod sync;
 pub mod time;
+mod timeline;
 pub mod usage;

@@ -94,7 +94,11 @@ pub fn place(account: Option<&Account>, prices: &PriceList, at: EpochSecs) -> Pl
     let begun = segments.iter().rposition(|segment| segment.start <= at);
     if let Some(segment) = begun.and_then(|index| segments.get(index)) {
         let next_start = begun.and_then(|index| segments.get(index.saturating_add(1))).map(|next| next.start);
-        if let Some((start, end)) = segment.period_at(at, next_start) {
+        // A cancellation that is announced ends it too, however many renewals come before.
+        let subscription = account.and_then(|account| account.subscription.as_ref());
+        let cancel_at = subscription.filter(|kept| kept.id == segment.subscription).and_then(|kept| kept.cancel_at);
+        let cut = [next_start, cancel_at].into_iter().flatten().min();
+        if let Some((start, end)) = segment.period_at(at, cut) {
             return Place::Billed(Span {
                 subscription: segment.subscription.clone(),
                 customer: segment.customer.clone(),
@@ -116,11 +120,15 @@ pub fn place(account: Option<&Account>, prices: &PriceList, at: EpochSecs) -> Pl
 }
 
 impl Segment {
-    fn period_at(&self, at: EpochSecs, next_start: Option<EpochSecs>) -> Option<(EpochSecs, EpochSecs)> {
+    /// The period that `at` lies in, if it lies before the moment at which the segment is cut short.
+    fn period_at(&self, at: EpochSecs, cut: Option<EpochSecs>) -> Option<(EpochSecs, EpochSecs)> {
+        if cut.is_some_and(|cut| cut <= at) {
+            return None;
+        }
         let (start, end) = if at < self.end { (self.start, self.end) } else { self.renews?.period_containing(at) };
         // A renewed period begins no earlier than the known one ended, and ends no later than the next segment begins.
         let start = if at < self.end { start } else { start.max(self.end) };
-        Some((start, next_start.map_or(end, |next| end.min(next))))
+        Some((start, cut.map_or(end, |cut| end.min(cut))))
     }
 }
 
@@ -166,6 +174,19 @@ mod tests {
         assert_eq!(shown(Some(&account), "2026-11-20T11:59:59Z"), "sub_1 2026-11-10T00:00:00Z 2026-11-20T12:00:00Z");
         assert_eq!(shown(Some(&account), "2026-11-20T12:00:00Z"), "sub_1 2026-11-20T12:00:00Z 2026-12-05T00:00:00Z");
         assert_eq!(shown(Some(&account), "2026-12-05T00:00:00Z"), "free 2026-12-01T00:00:00Z 2027-01-01T00:00:00Z");
+    }
+
+    #[test]
+    fn an_announced_cancellation_ends_a_segment_however_many_renewals_come_before() {
+        let mut account = subscribed("2026-11-10T00:00:00Z");
+        account.subscription.as_mut().unwrap().cancel_at = Some(at("2027-01-20T00:00:00Z"));
+        for (moment, expected) in [
+            ("2026-12-09T23:59:59Z", "sub_1 2026-11-10T00:00:00Z 2026-12-10T00:00:00Z"),
+            ("2027-01-19T23:59:59Z", "sub_1 2027-01-10T00:00:00Z 2027-01-20T00:00:00Z"),
+            ("2027-01-20T00:00:00Z", "free 2027-01-01T00:00:00Z 2027-02-01T00:00:00Z"),
+        ] {
+            assert_eq!(shown(Some(&account), moment), expected, "{moment}");
+        }
     }
 
     #[test]

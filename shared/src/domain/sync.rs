@@ -6,15 +6,13 @@ use super::{
     account::{Account, Announced, Overdue, Subscription},
     facts::{CustomerFacts, ItemFacts, Status, SubscriptionFacts},
     hint::PaymentFailure,
-    id::{CustomerId, InvoiceId, MeterId, PlanId, SubscriptionId, UserId},
+    id::{CustomerId, InvoiceId, PlanId, SubscriptionId, UserId},
     notice::{self, Notice},
     price_list::PriceList,
     segment::Segment,
-    time::{DAY_SECS, EpochSecs},
+    time::EpochSecs,
+    timeline,
 };
-
-/// How long a segment is kept after its end: Stripe takes meter events up to 35 days old.
-const SEGMENT_KEPT_SECS: i64 = 40 * DAY_SECS;
 
 /// What is to be done about a customer.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -29,6 +27,8 @@ pub enum Decision {
         alarms: Vec<Alarm>,
         /// Customers whose claim was refused and may be granted now: to be looked at again.
         revisit: BTreeSet<CustomerId>,
+        /// Whether usage of the user that was parked may be counted now.
+        recount: bool,
     },
     /// The user stays with another customer: this one is quarantined and alarmed.
     SecondClaimant {
@@ -114,7 +114,8 @@ pub fn decide(
         None => None,
     };
     let overdue = overdue(same_customer, facts, chosen, failure, now);
-    let segments = segments(prices, before, facts, chosen, subscription.as_ref(), now);
+    let segments = timeline::segments(prices, before, facts, chosen, subscription.as_ref(), now);
+    let recount = may_be_counted_now(before, &segments);
 
     let mut account = Account {
         user_id: user_id.clone(),
@@ -122,8 +123,8 @@ pub fn decide(
         customer_id: facts.customer.clone(),
         subscription,
         overdue,
+        final_through: final_through(before, facts, &segments),
         segments,
-        final_through: before.map(|account| account.final_through.clone()).unwrap_or_default(),
         clock_offset_secs,
         fetched_at_ms: fetch_began_ms,
         announced: before.map_or_else(Announced::default, |account| account.announced.clone()),
@@ -133,7 +134,18 @@ pub fn decide(
     let revisit = claimants_of_unbound(&mut account);
     let (announced, notices) = notice::due(&account, prices, real_now);
     account.announced = announced;
-    Decision::Commit { account: Box::new(account), notices, alarms, revisit }
+    Decision::Commit { account: Box::new(account), notices, alarms, revisit, recount }
+}
+
+/// Whether usage that was parked may have a place now: the user had no account, or the plan of a segment was unknown.
+fn may_be_counted_now(before: Option<&Account>, segments: &[Segment]) -> bool {
+    let Some(before) = before else { return true };
+    let is_known_now = |unknown: &Segment| {
+        segments.iter().any(|segment| {
+            segment.subscription == unknown.subscription && segment.start == unknown.start && segment.plan.is_some()
+        })
+    };
+    before.segments.iter().any(|segment| segment.plan.is_none() && is_known_now(segment))
 }
 
 /// Takes the refused claimants out of an account that binds its user no longer.
@@ -276,161 +288,62 @@ fn overdue(
         // An invoice that is written off leaves its successor with the same beginning: nobody gets seven fresh days a month.
         if let Some(invoice) = &chosen.latest_invoice {
             let since = before.and_then(Account::overdue_since).unwrap_or(now);
-            overdue.insert(invoice.clone(), Overdue { since });
+            overdue.insert(invoice.id.clone(), Overdue { since });
         }
     }
     overdue
 }
 
-/// The segments that late usage may still fall into, with the present one as Stripe has it.
-fn segments(
-    prices: &PriceList,
-    before: Option<&Account>,
-    facts: &CustomerFacts,
-    chosen: Option<&SubscriptionFacts>,
-    subscription: Option<&Subscription>,
-    now: EpochSecs,
-) -> Vec<Segment> {
-    let mut segments = before.map(|account| account.segments.clone()).unwrap_or_default();
-    match (chosen, subscription) {
-        (Some(chosen), Some(subscription)) if subscription.status.is_live() => {
-            if let Some(present) = present_segment(prices, facts, chosen, subscription, segments.last()) {
-                renew_or_switch(&mut segments, present, now);
-            }
-        }
-        (_, Some(subscription)) if subscription.status == Status::Canceled => {
-            let end = subscription.ended_at.unwrap_or(now);
-            end_segments(&mut segments, &subscription.id, end);
-        }
-        _ => {}
-    }
-    forget(&mut segments, now);
-    segments
-}
-
-/// Ends a subscription's segments at a moment. Renewals that nobody told of are renewals all the same: the last period is a
-/// segment of its own, and the cycle still reaches those between.
-fn end_segments(segments: &mut Vec<Segment>, subscription: &SubscriptionId, end: EpochSecs) {
-    let Some(last) = segments.last_mut().filter(|last| last.subscription == *subscription) else { return };
-    match last.renews {
-        Some(cycle) if end > last.end => {
-            let (start, _) = cycle.period_containing(end.plus_secs(-1));
-            let start = start.max(last.end);
-            let closing = Segment { start, end, renews: None, ..last.clone() };
-            segments.push(closing);
-        }
-        _ => {
-            last.end = last.end.min(end).max(last.start);
-            last.renews = None;
+/// For each subscription that still has a segment, up to when its usage is invoiced for good.
+fn final_through(before: Option<&Account>, facts: &CustomerFacts, segments: &[Segment]) -> BTreeMap<SubscriptionId, EpochSecs> {
+    let mut final_through = before.map(|account| account.final_through.clone()).unwrap_or_default();
+    for subscription in &facts.subscriptions {
+        let newest = subscription.latest_invoice.as_ref().filter(|invoice| invoice.is_final);
+        if let Some(period_end) = newest.and_then(|invoice| invoice.period_end) {
+            let known = final_through.entry(subscription.id.clone()).or_insert(period_end);
+            *known = period_end.max(*known);
         }
     }
-}
-
-/// Drops the segments that no usage can fall into any more. A segment reaches to where the next one begins.
-fn forget(segments: &mut Vec<Segment>, now: EpochSecs) {
-    let ends: Vec<Option<EpochSecs>> = segments
-        .iter()
-        .zip(segments.iter().skip(1).map(|next| Some(next.start)).chain([None]))
-        .map(|(segment, next_start)| next_start.or(segment.renews.is_none().then_some(segment.end)))
-        .collect();
-    let mut ends = ends.into_iter();
-    segments.retain(|_| ends.next().flatten().is_none_or(|end| now.secs_since(end) < SEGMENT_KEPT_SECS));
-}
-
-fn present_segment(
-    prices: &PriceList,
-    facts: &CustomerFacts,
-    chosen: &SubscriptionFacts,
-    subscription: &Subscription,
-    last: Option<&Segment>,
-) -> Option<Segment> {
-    // The metered prices share one interval, so any of them tells the period; without one, the flat price does.
-    let item = chosen.items.iter().find(|item| item.metered).or_else(|| chosen.items.first())?;
-    let known: Vec<_> = chosen.items.iter().filter_map(|item| prices.price(item.lookup_key.as_deref()?)).collect();
-    let mut billed: BTreeSet<MeterId> = known.iter().filter_map(|(_, price)| price.meter().cloned()).collect();
-    if known.len() < chosen.items.len()
-        && let Some(last) = last.filter(|last| last.subscription == chosen.id)
-    {
-        // With the last known plan its meters are kept too: an unknown price must not switch billing off.
-        billed.extend(last.billed.iter().cloned());
-    }
-    let (start, end) = item.period;
-    // A cancellation that is known ends the segment when it comes, whether or not Stripe's word of it does.
-    let cancelled_at = subscription.cancel_at.filter(|cancel_at| *cancel_at <= end);
-    Some(Segment {
-        subscription: chosen.id.clone(),
-        customer: facts.customer.clone(),
-        plan: subscription.plan.clone(),
-        billed,
-        start,
-        end: cancelled_at.unwrap_or(end).max(start),
-        renews: cancelled_at.is_none().then_some(item.cycle),
-    })
-}
-
-fn renew_or_switch(segments: &mut Vec<Segment>, mut present: Segment, now: EpochSecs) {
-    let Some(last) = segments.last_mut() else {
-        segments.push(present);
-        return;
-    };
-    let same_prices = last.subscription == present.subscription && last.billed == present.billed;
-    if same_prices && present.start < last.end {
-        // The same period, or one that was cut by a price switch: its start stays, its end is what Stripe says now.
-        last.end = present.end;
-        last.plan = present.plan;
-        last.renews = present.renews;
-        return;
-    }
-    if last.subscription == present.subscription && present.start < last.end {
-        // Other prices within the period: what was counted before stays where it was, from now on the new segment counts.
-        present.start = now.max(last.start.plus_secs(1));
-    }
-    if last.end > present.start {
-        last.end = present.start.max(last.start);
-    }
-    // Renewals between the last segment and this one are still reached by the last one's cycle.
-    if last.subscription != present.subscription {
-        last.renews = None;
-    }
-    segments.push(present);
+    final_through.retain(|subscription, _| segments.iter().any(|segment| segment.subscription == *subscription));
+    final_through
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::domain::{
         access::{State, standing},
-        facts::InvoiceFacts,
+        facts::{InvoiceFacts, LatestInvoice},
         notice::NoticeKind,
         period::Cycle,
         price_list::Interval,
     };
 
-    const START: &str = "2026-11-10T00:00:00Z";
+    pub(crate) const START: &str = "2026-11-10T00:00:00Z";
 
-    fn at(text: &str) -> EpochSecs {
+    pub(crate) fn at(text: &str) -> EpochSecs {
         EpochSecs::parse_rfc3339(text).unwrap()
     }
 
-    fn ms(text: &str) -> i64 {
+    pub(crate) fn ms(text: &str) -> i64 {
         at(text).as_secs() * 1000
     }
 
-    fn user(id: &str) -> UserId {
+    pub(crate) fn user(id: &str) -> UserId {
         UserId::new(id).unwrap()
     }
 
-    fn prices() -> PriceList {
+    pub(crate) fn prices() -> PriceList {
         PriceList::shipped().unwrap()
     }
 
-    fn item(lookup_key: &str, start: &str) -> ItemFacts {
+    pub(crate) fn item(lookup_key: &str, start: &str) -> ItemFacts {
         let cycle = Cycle { anchor: at(START), interval: Interval::Month, count: 1 };
         let period = cycle.period_containing(at(start));
         ItemFacts { lookup_key: Some(lookup_key.into()), metered: lookup_key != "pro_base", period, cycle }
     }
 
-    fn pro(id: &str, status: Status, period: &str) -> SubscriptionFacts {
+    pub(crate) fn pro(id: &str, status: Status, period: &str) -> SubscriptionFacts {
         SubscriptionFacts {
             id: SubscriptionId::new(id).unwrap(),
             status,
@@ -441,12 +354,16 @@ mod tests {
             trial_end: None,
             cancel_at: None,
             ended_at: None,
-            latest_invoice: Some(InvoiceId::new("in_1").unwrap()),
+            latest_invoice: Some(latest("in_1", false, START)),
             flexible: true,
         }
     }
 
-    fn facts(customer: &str, subscriptions: Vec<SubscriptionFacts>) -> CustomerFacts {
+    fn latest(invoice: &str, is_final: bool, period_end: &str) -> LatestInvoice {
+        LatestInvoice { id: InvoiceId::new(invoice).unwrap(), is_final, period_end: Some(at(period_end)) }
+    }
+
+    pub(crate) fn facts(customer: &str, subscriptions: Vec<SubscriptionFacts>) -> CustomerFacts {
         CustomerFacts {
             customer: CustomerId::new(customer).unwrap(),
             deleted: false,
@@ -582,7 +499,7 @@ mod tests {
     fn writing_off_invoices_gives_no_fresh_days() {
         let mut unpaid = facts("cus_1", vec![pro("sub_1", Status::Unpaid, START)]);
         let (account, ..) = commit(None, &unpaid, None, "2026-12-10T03:00:00Z");
-        unpaid.subscriptions[0].latest_invoice = Some(InvoiceId::new("in_2").unwrap());
+        unpaid.subscriptions[0].latest_invoice = Some(latest("in_2", false, START));
         let (account, ..) = commit(Some(&account), &unpaid, None, "2027-01-10T03:00:00Z");
         assert_eq!(account.overdue_since().unwrap().to_string(), "2026-12-10T03:00:00Z");
     }
@@ -658,7 +575,7 @@ mod tests {
         assert_eq!(told, vec![]);
         let state = |moment: &str| standing(Some(&account), &prices(), at(moment)).state;
         assert_eq!((state("2026-12-17T02:59:59Z"), state("2026-12-17T03:00:00Z")), (State::Grace, State::Ended));
-        assert_eq!(account.segments[0].end, at("2026-12-12T00:00:00Z"));
+        assert_eq!(account.segments.last().unwrap().end, at("2026-12-12T00:00:00Z"));
     }
 
     #[test]
@@ -726,6 +643,72 @@ mod tests {
         assert_eq!(kept.segments.len(), 3);
         let (account, ..) = commit(Some(&account), &switched, None, "2027-01-19T00:00:00Z");
         assert_eq!(account.segments.len(), 2, "a segment is forgotten 40 days after its end");
+    }
+
+    #[test]
+    fn usage_is_invoiced_for_good_once_the_invoice_of_its_period_is_no_draft() {
+        let mut renewed = facts("cus_1", vec![pro("sub_1", Status::Active, "2026-12-10T00:00:00Z")]);
+        let through = |account: &Account| account.final_through.values().map(ToString::to_string).collect::<Vec<_>>();
+        let mut account = commit(None, &facts("cus_1", vec![pro("sub_1", Status::Active, START)]), None, START).0;
+        assert_eq!(through(&account), [""; 0], "its first invoice is still a draft");
+        for (invoice, expected) in [
+            (Some(latest("in_1", true, START)), vec![START]),
+            (Some(latest("in_2", false, "2026-12-10T00:00:00Z")), vec![START]),
+            (None, vec![START]),
+            (Some(LatestInvoice { period_end: None, ..latest("in_2", true, START) }), vec![START]),
+            (Some(latest("in_2", true, "2026-12-10T00:00:00Z")), vec!["2026-12-10T00:00:00Z"]),
+            // It only ever moves later, whichever invoice is the newest.
+            (Some(latest("in_0", true, START)), vec!["2026-12-10T00:00:00Z"]),
+        ] {
+            renewed.subscriptions[0].latest_invoice = invoice.clone();
+            account = commit(Some(&account), &renewed, None, "2026-12-10T01:00:05Z").0;
+            assert_eq!(through(&account), expected, "{invoice:?}");
+        }
+    }
+
+    #[test]
+    fn finality_is_kept_for_every_subscription_that_still_has_a_segment_and_no_other() {
+        let mut two = facts("cus_1", vec![pro("sub_1", Status::Canceled, START), pro("sub_2", Status::Active, START)]);
+        two.subscriptions[0].latest_invoice = Some(latest("in_9", true, START));
+        two.subscriptions[1].latest_invoice = Some(latest("in_2", true, START));
+        let known = |account: &Account| account.final_through.keys().map(ToString::to_string).collect::<Vec<_>>();
+        let (account, ..) = commit(None, &two, None, START);
+        assert_eq!(known(&account), ["sub_2"], "nothing was ever counted for the other one");
+        let mut one = facts("cus_1", vec![pro("sub_1", Status::Active, START)]);
+        one.subscriptions[0].latest_invoice = Some(latest("in_9", true, START));
+        let (account, ..) = commit(None, &one, None, START);
+        two.subscriptions[0].ended_at = Some(at("2026-11-15T00:00:00Z"));
+        two.subscriptions[1].created = at("2026-11-15T00:00:00Z");
+        let (account, ..) = commit(Some(&account), &two, None, "2026-11-15T00:00:05Z");
+        assert_eq!(known(&account), ["sub_1", "sub_2"]);
+        let (account, ..) = commit(Some(&account), &two, None, "2026-12-24T23:59:59Z");
+        assert_eq!(known(&account).len(), 2);
+        let (account, ..) = commit(Some(&account), &two, None, "2026-12-25T00:00:00Z");
+        assert_eq!(known(&account), ["sub_2"], "forgotten with its last segment");
+    }
+
+    #[test]
+    fn parked_usage_is_looked_at_again_when_its_user_is_joined_or_its_plan_becomes_known() {
+        let recount = |before: Option<&Account>, facts: &CustomerFacts| match decide(
+            &prices(),
+            before,
+            &user("ada"),
+            facts,
+            None,
+            ms("2026-11-12T00:00:00Z"),
+        ) {
+            Decision::Commit { account, recount, .. } => (recount, *account),
+            Decision::SecondClaimant { .. } => panic!("a second claimant"),
+        };
+        let known = facts("cus_1", vec![pro("sub_1", Status::Active, START)]);
+        let mut unknown = known.clone();
+        unknown.subscriptions[0].items = vec![item("enterprise_base", START)];
+        let (first, account) = recount(None, &known);
+        assert!(first && !recount(Some(&account), &known).0 && !recount(Some(&account), &unknown).0);
+        let (first, account) = recount(None, &unknown);
+        assert!(first && !recount(Some(&account), &unknown).0);
+        let (named, account) = recount(Some(&account), &known);
+        assert!(named && !recount(Some(&account), &known).0);
     }
 
     #[test]

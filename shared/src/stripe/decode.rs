@@ -4,10 +4,13 @@
 //! Fields that Stripe moved (`current_period_end` of a subscription, `subscription` of an invoice) are read in their new place
 //! only.
 
-use miniserde::{Deserialize, json::Value};
+use miniserde::{
+    Deserialize,
+    json::{Number, Value},
+};
 
 use crate::domain::{
-    facts::{InvoiceFacts, ItemFacts, Status, SubscriptionFacts},
+    facts::{InvoiceFacts, ItemFacts, LatestInvoice, Status, SubscriptionFacts},
     hint::named_user,
     id::{CustomerId, InvalidId, InvoiceId, SubscriptionId, UserId},
     period::Cycle,
@@ -166,7 +169,7 @@ impl Subscription {
             trial_end: self.trial_end.map(EpochSecs::new),
             cancel_at: self.cancel_at.map(EpochSecs::new).or(at_period_end),
             ended_at: self.ended_at.map(EpochSecs::new),
-            latest_invoice: optional_id(self.latest_invoice.as_ref(), InvoiceId::new)?,
+            latest_invoice: self.latest_invoice.as_ref().map(latest_invoice).transpose()?.flatten(),
             flexible: self.billing_mode.and_then(|mode| mode.r#type).as_deref() == Some("flexible"),
             id,
         })
@@ -205,6 +208,24 @@ pub(super) struct Invoice {
     attempted: Option<bool>,
     created: Option<i64>,
     parent: Option<InvoiceParent>,
+}
+
+/// The newest invoice of a subscription, which is asked for expanded. Of one that is only an id nothing more is known; a deleted
+/// one was a draft that nobody will ever finalise.
+fn latest_invoice(reference: &Value) -> Result<Option<LatestInvoice>, String> {
+    let field = |name: &str| match reference {
+        Value::Object(invoice) => invoice.get(name),
+        _ => None,
+    };
+    let is_deleted = matches!(field("deleted"), Some(Value::Bool(true)));
+    let is_no_draft = matches!(field("status"), Some(Value::String(status)) if status != "draft");
+    let period_end = match field("period_end") {
+        Some(Value::Number(Number::U64(secs))) => i64::try_from(*secs).ok(),
+        Some(Value::Number(Number::I64(secs))) => Some(*secs),
+        _ => None,
+    };
+    let id = optional_id(Some(reference), InvoiceId::new)?;
+    Ok(id.map(|id| LatestInvoice { id, is_final: is_deleted || is_no_draft, period_end: period_end.map(EpochSecs::new) }))
 }
 
 #[derive(Deserialize)]

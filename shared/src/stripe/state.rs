@@ -133,7 +133,11 @@ impl<K: KeySource> Stripe<K> {
     }
 
     async fn subscriptions(&self, customer: &CustomerId) -> Result<Vec<SubscriptionFacts>, StripeError> {
-        let list = ListSubscription::new().customer(customer.as_str()).status(ListSubscriptionStatus::All).limit(PAGE);
+        let list = ListSubscription::new()
+            .customer(customer.as_str())
+            .status(ListSubscriptionStatus::All)
+            .expand(["data.latest_invoice".to_owned()])
+            .limit(PAGE);
         let pages = self.list(SUBSCRIPTIONS, Longer::IsAnError, page_of!(list));
         let mut pages: Vec<Answered<Vec<Subscription>>> = pages.await?;
         for subscription in pages.iter_mut().flat_map(|page| &mut page.value).filter(|subscription| subscription.has_more_items())
