@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use stripe_client_core::{IdempotencyKey, RequestBuilder, RequestStrategy, StripeMethod};
 use tokentill::{
     domain::{
-        facts::Status,
+        facts::{LatestInvoice, Status},
         id::{CustomerId, InvoiceId, SubscriptionId, UserId},
         period::Cycle,
         price_list::Interval,
@@ -259,7 +259,9 @@ fn customer() -> Value {
 fn account(customer: Value, subscriptions: Value, invoices: Value, sessions: Value) -> impl Fn(&Received, usize) -> Reply {
     move |request, _| match (request.path.as_str(), request.query.as_str()) {
         ("/v1/customers/cus_ada", "") => ok(&customer),
-        ("/v1/subscriptions", "customer=cus_ada&limit=100&status=all") => ok(&list(subscriptions.clone())),
+        ("/v1/subscriptions", "customer=cus_ada&expand[0]=data.latest_invoice&limit=100&status=all") => {
+            ok(&list(subscriptions.clone()))
+        }
         ("/v1/invoices", "customer=cus_ada&limit=100&status=open") => ok(&list(invoices.clone())),
         ("/v1/checkout/sessions", "customer=cus_ada&limit=100&status=complete") => ok(&list(sessions.clone())),
         ("/v1/test_helpers/test_clocks/clock_1", "") => {
@@ -635,7 +637,8 @@ async fn a_customer_is_read_in_the_present_layout_whatever_else_stripe_says() {
     assert_eq!(subscription.user_id, Some(user("ada")));
     assert_eq!((subscription.billing_cycle_anchor, subscription.flexible), (anchor, true));
     assert_eq!((subscription.trial_end, subscription.cancel_at, subscription.ended_at), (None, None, None));
-    assert_eq!(subscription.latest_invoice, Some(InvoiceId::new("in_2").unwrap()));
+    let only_an_id = LatestInvoice { id: InvoiceId::new("in_2").unwrap(), is_final: false, period_end: None };
+    assert_eq!(subscription.latest_invoice, Some(only_an_id));
     let [base, tokens] = &subscription.items[..] else { panic!("two items") };
     assert_eq!((base.lookup_key.as_deref(), base.metered, base.period), (Some("pro_base"), false, (anchor, end)));
     assert_eq!((tokens.lookup_key.as_deref(), tokens.metered), (None, true));
@@ -660,11 +663,39 @@ async fn a_reference_may_be_an_id_or_the_object_and_a_status_may_be_new() {
     second["parent"] = json!({ "type": "quote_details", "quote_details": { "quote": "qt_1" }, "subscription_details": null });
     let server = Server::start(account(customer(), json!([subscription]), json!([invoice, second]), json!([])));
     let facts = server.stripe().customer(&cus("cus_ada")).await.unwrap();
-    assert_eq!(facts.subscriptions[0].latest_invoice, Some(InvoiceId::new("in_9").unwrap()));
+    assert_eq!(facts.subscriptions[0].latest_invoice.as_ref().map(|invoice| invoice.id.as_str()), Some("in_9"));
     assert_eq!(facts.subscriptions[0].status, Status::Other("hibernating".to_owned()));
     let invoices: Vec<_> =
         facts.open_invoices.iter().map(|i| (i.attempted, i.subscription.as_ref().map(SubscriptionId::as_str))).collect();
     assert_eq!(invoices, [(false, Some("sub_ada")), (true, None)]);
+}
+
+#[tokio::test]
+async fn the_newest_invoice_is_final_unless_it_is_a_draft_or_nothing_is_known_of_it() {
+    for (status, is_final) in [
+        (json!("draft"), false),
+        (Value::Null, false),
+        (json!("open"), true),
+        (json!("paid"), true),
+        (json!("void"), true),
+        (json!("uncollectible"), true),
+        (json!("newer_than_we_know"), true),
+    ] {
+        let mut expanded = subscription();
+        expanded["latest_invoice"] = json!({ "id": "in_9", "object": "invoice", "status": status, "period_end": 1_796_126_400 });
+        let server = Server::start(account(customer(), json!([expanded]), json!([]), json!([])));
+        let facts = server.stripe().customer(&cus("cus_ada")).await.unwrap();
+        let period_end = Some(EpochSecs::new(1_796_126_400));
+        let expected = LatestInvoice { id: InvoiceId::new("in_9").unwrap(), is_final, period_end };
+        assert_eq!(facts.subscriptions[0].latest_invoice, Some(expected), "{status}");
+    }
+    let mut others = [subscription(), subscription()];
+    others[0]["latest_invoice"] = json!({ "id": "in_9", "object": "invoice", "deleted": true });
+    others[1]["latest_invoice"] = Value::Null;
+    let server = Server::start(account(customer(), json!(others), json!([]), json!([])));
+    let facts = server.stripe().customer(&cus("cus_ada")).await.unwrap();
+    let deleted = LatestInvoice { id: InvoiceId::new("in_9").unwrap(), is_final: true, period_end: None };
+    assert_eq!((&facts.subscriptions[0].latest_invoice, &facts.subscriptions[1].latest_invoice), (&Some(deleted), &None));
 }
 
 #[tokio::test]
@@ -1022,6 +1053,45 @@ async fn what_the_sandboxs_meters_have_is_read_back() {
     raw(StripeMethod::Delete, format!("/customers/{bob}"), "/v1/customers/{id}").await;
     assert!(matches!(total(&bob).await, Err(StripeError::NotFound { .. })));
     assert_eq!(total(&ada).await, Ok((1 << 40) + 255));
+    sandbox.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_period_of_the_sandbox_is_final_once_a_test_clock_has_finalised_its_draft() {
+    let sandbox = stripe_sandbox::Sandbox::start(0).await.unwrap();
+    let client = StripeClient::new(Some(&sandbox.url()), FixedKey(SecretKey::new(KEY).unwrap())).unwrap().with_limits(quick());
+    let start = 1_800_000_000;
+    let product = made(&client, "/v1/products", json!({ "name": "Pro" })).await;
+    let price = json!({ "product": product, "currency": "eur", "unit_amount": 0, "recurring": { "interval": "week" } });
+    let price = made(&client, "/v1/prices", price).await;
+    let clock = made(&client, "/v1/test_helpers/test_clocks", json!({ "frozen_time": start })).await;
+    let customer = cus(&made(&client, "/v1/customers", json!({ "test_clock": clock })).await);
+    made(&client, "/v1/subscriptions", json!({ "customer": customer.as_str(), "items": [{ "price": price }] })).await;
+
+    let stripe = Stripe::new(client);
+    let (week, hour) = (7 * 86_400, 3_600);
+    for (at, is_final, period_end) in [
+        (start, true, start),
+        (start + week, false, start + week),
+        (start + week + hour - 1, false, start + week),
+        (start + week + hour, true, start + week),
+        (start + 2 * week, false, start + 2 * week),
+        (start + 2 * week + hour, true, start + 2 * week),
+    ] {
+        if at > start {
+            let path = format!("/test_helpers/test_clocks/{clock}/advance");
+            let advance = RequestBuilder::new(StripeMethod::Post, path).form(&json!({ "frozen_time": at }));
+            let advance = advance.customize::<miniserde::json::Value>();
+            stripe.client().send("/v1/test_helpers/test_clocks/{id}/advance", advance).await.unwrap();
+        }
+        while stripe.customer(&customer).await.unwrap().test_clock != Some(EpochSecs::new(at)) {
+            tokio::task::yield_now().await;
+        }
+        // The calls of one look run side by side: only a further one is sure to have seen all that the clock did.
+        let facts = stripe.customer(&customer).await.unwrap();
+        let invoice = facts.subscriptions[0].latest_invoice.clone().unwrap();
+        assert_eq!((invoice.is_final, invoice.period_end), (is_final, Some(EpochSecs::new(period_end))), "{at}");
+    }
     sandbox.shutdown().await;
 }
 
