@@ -1,4 +1,4 @@
-//! The adapter to the account-changes queue.
+//! The adapters to the account-changes queue and, for recounts, to the usage queue.
 
 use aws_sdk_sqs::{
     Client,
@@ -6,9 +6,12 @@ use aws_sdk_sqs::{
 };
 
 use crate::{
-    domain::hint::Hint,
-    ports::{Hints, Postpone, Unavailable},
+    domain::{hint::Hint, id::UserId},
+    ports::{Hints, Postpone, Recounts, Unavailable},
 };
+
+/// How long a recount waits: it is queued before the commit that makes it worth while, and should not come before it.
+const RECOUNT_DELAY_SECS: i32 = 10;
 
 /// The account-changes queue: FIFO, one group for each customer.
 #[derive(Debug, Clone)]
@@ -52,6 +55,33 @@ impl Postpone for HintQueue {
     }
 }
 
+/// The usage queue, as far as others than AI services put something on it.
+#[derive(Debug, Clone)]
+pub struct UsageQueue {
+    client: Client,
+    url: String,
+}
+
+impl UsageQueue {
+    /// The queue at this URL.
+    #[must_use]
+    pub fn new(client: Client, url: String) -> Self {
+        Self { client, url }
+    }
+}
+
+impl Recounts for UsageQueue {
+    async fn recount(&self, user_id: &UserId) -> Result<(), Unavailable> {
+        let request = self.client.send_message().queue_url(&self.url).message_body(recount_message(user_id));
+        let sent = request.delay_seconds(RECOUNT_DELAY_SECS).send().await;
+        sent.map(|_| ()).map_err(|error| unavailable("queueing a recount", &error))
+    }
+}
+
+fn recount_message(user_id: &UserId) -> String {
+    serde_json::json!({"recount": {"user_id": user_id}}).to_string()
+}
+
 fn unavailable<E: ProvideErrorMetadata, R>(what: &'static str, error: &SdkError<E, R>) -> Unavailable {
     let reason = match (error.code(), error) {
         (Some(code), _) => code.to_owned(),
@@ -74,6 +104,13 @@ fn fifo_name(name: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_recount_names_its_user_whatever_the_id_looks_like() {
+        let message = |user: &str| recount_message(&UserId::new(user).unwrap());
+        assert_eq!(message("ada"), r#"{"recount":{"user_id":"ada"}}"#);
+        assert_eq!(message("a\"}\u{1f600}"), "{\"recount\":{\"user_id\":\"a\\\"}\u{1f600}\"}}");
+    }
 
     #[test]
     fn stripes_ids_stay_as_they_are_and_others_become_valid_and_distinct() {

@@ -18,8 +18,8 @@ use tokentill::{
     },
     log::{self, Line},
     ports::{
-        AccountChange, Accounts, Clock, Commit, CustomerRecord, CustomerStanding, Hints, Postpone, Quarantine, Quarantined,
-        StripeError, StripeState, Unavailable,
+        AccountChange, Accounts, Clock, Commit, CustomerRecord, CustomerStanding, Hints, MeterErrors, Postpone, Quarantine,
+        Quarantined, Recounts, StripeError, StripeState, Unavailable,
     },
     records::{self, Nameless},
 };
@@ -31,15 +31,19 @@ const MAX_BACKOFF_SECS: u32 = 900;
 
 /// The function, with what it needs of the world.
 #[derive(Debug)]
-pub struct Sync<P, A, Q, K, C> {
+pub struct Sync<P, A, Q, R, K, M, C> {
     /// Stripe's present state.
     pub stripe: P,
     /// Where accounts are kept.
     pub accounts: A,
     /// The queue the hints come from; a test clock's customers are put on it one by one.
     pub queue: Q,
+    /// Where a user's parked usage is handed in again, once it may be counted.
+    pub recounts: R,
     /// Where claims go that cannot be granted.
     pub quarantine: K,
+    /// Where Stripe's word of rejected usage is kept for the reporter.
+    pub meter_errors: M,
     /// The clock fetches are dated by.
     pub clock: C,
     /// What is sold.
@@ -76,6 +80,11 @@ pub enum Outcome {
         /// How many.
         customers: usize,
     },
+    /// Stripe threw usage away; the reporter is going to look which.
+    UsageRejected {
+        /// The event that says so; Stripe shows samples of the usage by it.
+        event_id: EventId,
+    },
     /// It concerns no customer.
     NoCustomer,
     /// It cannot be read; quarantined.
@@ -102,12 +111,14 @@ pub enum Again {
     NewerVersion(u32),
 }
 
-impl<P, A, Q, K, C> Sync<P, A, Q, K, C>
+impl<P, A, Q, R, K, M, C> Sync<P, A, Q, R, K, M, C>
 where
     P: StripeState,
     A: Accounts,
     Q: Hints + Postpone,
+    R: Recounts,
     K: Quarantine,
+    M: MeterErrors,
     C: Clock,
 {
     /// Handles a batch; each hint has an outcome of its own. What is not reached by `stop_at_ms` comes again at once.
@@ -129,11 +140,11 @@ where
                 Ok(Ok(outcome)) => outcome_line(&outcome),
                 Ok(Err(error)) => {
                     again.push(record);
-                    Line::new("sync", "hint put off").field("error", error.to_string()).count("SyncRetried", 1)
+                    Line::new("sync", "hint put off").field("error", error.to_string())
                 }
                 Err(panicked) => {
                     again.push(record);
-                    Line::new("sync", "hint put off").field("error", panicked.to_string()).count("SyncRetried", 1)
+                    Line::new("sync", "hint put off").field("error", panicked.to_string())
                 }
             };
             line.maybe("message_id", record.message_id.as_deref()).write(&self.clock);
@@ -191,6 +202,11 @@ where
         }
         if hint.is_about_a_test_clock() {
             return self.fan_out(hint).await;
+        }
+        if hint.is_about_rejected_usage() {
+            // A word from the future would outlast every later one.
+            self.meter_errors.note_meter_error(hint.created.min(self.clock.now())).await?;
+            return Ok(Outcome::UsageRejected { event_id: hint.event_id.clone() });
         }
         if !hint.replay && self.accounts.is_processed(&hint.event_id).await? {
             return Ok(Outcome::Skipped);
@@ -266,8 +282,12 @@ where
                     self.record_customer(hint, customer, CustomerStanding::SecondClaimant, Some(&joined)).await?;
                     return Ok(Outcome::SecondClaimant { user_id: joined });
                 }
-                Decision::Commit { account, notices, alarms, revisit } => {
+                Decision::Commit { account, notices, alarms, revisit, recount } => {
                     self.queue_revisits(hint, &revisit).await?;
+                    // Before the commit for the same reason: afterwards nobody would know that it is still to be done.
+                    if recount {
+                        self.recounts.recount(&joined).await?;
+                    }
                     if self.commit(&account, &notices, Some(&hint.event_id)).await? == Commit::Done {
                         return Ok(Outcome::Committed { user_id: joined, notices: notices.len(), alarms });
                     }
@@ -400,6 +420,9 @@ fn outcome_line(outcome: &Outcome) -> Line {
             line("second customer claims a user").field("user", log::pseudonym(user_id.as_str())).count("NeedsAttention", 1)
         }
         Outcome::FannedOut { customers } => line("test clock's customers queued").field("customers", *customers),
+        Outcome::UsageRejected { event_id } => {
+            line("Stripe rejected usage").field("event_id", event_id.as_str()).count("NeedsAttention", 1)
+        }
         Outcome::NoCustomer => line("hint concerns no customer"),
         Outcome::Unreadable => line("hint unreadable").count("NeedsAttention", 1),
     }

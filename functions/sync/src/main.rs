@@ -11,7 +11,7 @@ use tokentill::{
     log,
     ports::Clock,
     records,
-    sqs::HintQueue,
+    sqs::{HintQueue, UsageQueue},
     stripe::{Stripe, StripeClient},
 };
 
@@ -20,16 +20,20 @@ async fn main() -> Result<(), Error> {
     log::start();
     let aws = config::aws().await;
     let mut env = config::Environment::of_process();
-    let tables = env.tables(&["accounts", "customers", "processed", "outbox", "quarantine"]);
+    let tables = env.tables(&["accounts", "customers", "processed", "outbox", "quarantine", "control"]);
     let store = Store::new(aws_sdk_dynamodb::Client::new(&aws), tables);
     let key = env.stripe_key(&aws);
     let stripe = StripeClient::new(env.optional("TOKENTILL_STRIPE_URL").as_deref(), key)?;
-    let queue = HintQueue::new(aws_sdk_sqs::Client::new(&aws), env.required("TOKENTILL_ACCOUNT_CHANGES_QUEUE_URL"));
+    let sqs = aws_sdk_sqs::Client::new(&aws);
+    let queue = HintQueue::new(sqs.clone(), env.required("TOKENTILL_ACCOUNT_CHANGES_QUEUE_URL"));
+    let recounts = UsageQueue::new(sqs, env.required("TOKENTILL_USAGE_QUEUE_URL"));
     let sync = Sync {
         stripe: Stripe::new(stripe),
         accounts: store.clone(),
         queue,
-        quarantine: store,
+        recounts,
+        quarantine: store.clone(),
+        meter_errors: store,
         clock: SystemClock,
         prices: PriceList::shipped()?,
         mode: env.stripe_mode(),

@@ -128,6 +128,28 @@ mod tests {
     }
 
     #[test]
+    fn an_event_about_rejected_usage_is_about_a_meter_or_about_itself() {
+        check(
+            r#"{"id":"evt_7","object":"v2.core.event","type":"v1.billing.meter.error_report_triggered","created":"2025-11-24T15:43:20.000Z",
+               "livemode":false,"related_object":{"id":"mtr_1","type":"billing.meter","url":"/v1/billing/meters/mtr_1"},
+               "data":{"developer_message_summary":"There is 1 invalid event"}}"#,
+            &expect![[
+                r#"{"v":1,"event_id":"evt_7","type":"v1.billing.meter.error_report_triggered","created":1763999000,"object_id":"mtr_1","livemode":false}"#
+            ]],
+        );
+        for related in [r#","related_object":null"#, ""] {
+            check(
+                &format!(
+                    r#"{{"id":"evt_8","object":"v2.core.event","type":"v1.billing.meter.no_meter_found","created":"2025-11-24T15:43:20.000Z","livemode":false{related}}}"#
+                ),
+                &expect![[
+                    r#"{"v":1,"event_id":"evt_8","type":"v1.billing.meter.no_meter_found","created":1763999000,"object_id":"evt_8","livemode":false}"#
+                ]],
+            );
+        }
+    }
+
+    #[test]
     fn an_invoice_names_itself_and_an_expanded_customer_is_found() {
         check(
             r#"{"id":"evt_3","type":"invoice.payment_failed","created":1763999000,"livemode":true,

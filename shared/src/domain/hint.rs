@@ -62,6 +62,12 @@ impl Hint {
         self.kind.starts_with("test_helpers.test_clock.")
     }
 
+    /// Whether Stripe says that it threw usage away after it had taken it, which is about a meter, or about none, and no customer.
+    #[must_use]
+    pub fn is_about_rejected_usage(&self) -> bool {
+        tells_of_rejected_usage(&self.kind)
+    }
+
     /// A hint of our own that has `customer` looked at afresh because of this one, whatever is known of it. The same cause gives
     /// the same event id.
     ///
@@ -124,8 +130,13 @@ pub fn relevance(kind: &str) -> Relevance {
                 | "charge.refunded"
                 | "test_helpers.test_clock.ready"
         )
-        || matches!(kind, "v1.billing.meter.error_report_triggered" | "v1.billing.meter.no_meter_found");
+        || tells_of_rejected_usage(kind);
     if relevant { Relevance::AccountChange } else { Relevance::None }
+}
+
+/// The two types that exist as thin events alone, and so keep their `v1.`.
+fn tells_of_rejected_usage(kind: &str) -> bool {
+    matches!(kind, "v1.billing.meter.error_report_triggered" | "v1.billing.meter.no_meter_found")
 }
 
 /// A user named by a Stripe object's `metadata.user_id` or `client_reference_id`, if it is one.

@@ -24,7 +24,7 @@ pub use clock::TestClock;
 pub use engine::Engine;
 pub use faults::{Fault, Faults, Faulty};
 pub use meters::Meters;
-pub use queue::Queue;
+pub use queue::{Queue, RecountQueue};
 pub use secrets::TestSecret;
 pub use template::Template;
 pub use truth::StripeTruth;

@@ -1,10 +1,10 @@
-//! The account-changes queue, as far as its users see it.
+//! The account-changes queue, and the recounts on the usage queue, as far as their users see them.
 
 use std::{cell::RefCell, collections::BTreeSet, rc::Rc};
 
 use tokentill::{
-    domain::hint::Hint,
-    ports::{Hints, Postpone, Unavailable},
+    domain::{hint::Hint, id::UserId},
+    ports::{Hints, Postpone, Recounts, Unavailable},
 };
 
 use crate::Faults;
@@ -58,5 +58,31 @@ impl Postpone for Queue {
             Ok(())
         };
         self.faults.around("postpone", |reason| Unavailable { what: "putting a hint off", reason }, effect).await
+    }
+}
+
+/// The recounts on the usage queue, in memory. Clones are the same queue.
+#[derive(Debug, Clone, Default)]
+pub struct RecountQueue {
+    users: Rc<RefCell<Vec<UserId>>>,
+    /// What goes wrong with, or happens before, `recount`.
+    pub faults: Faults,
+}
+
+impl RecountQueue {
+    /// Whose usage is to be looked at again, oldest first, as often as it was queued.
+    #[must_use]
+    pub fn users(&self) -> Vec<UserId> {
+        self.users.borrow().clone()
+    }
+}
+
+impl Recounts for RecountQueue {
+    async fn recount(&self, user_id: &UserId) -> Result<(), Unavailable> {
+        let effect = async {
+            self.users.borrow_mut().push(user_id.clone());
+            Ok(())
+        };
+        self.faults.around("recount", |reason| Unavailable { what: "queueing a recount", reason }, effect).await
     }
 }

@@ -10,7 +10,7 @@ use aws_sdk_dynamodb::{
 use serde_json::Value;
 use tokentill::{domain::price_list::PriceList, dynamodb::Store};
 
-use crate::{Engine, Faulty, Meters, Queue, StripeTruth, Template, TestClock, Wire};
+use crate::{Engine, Faulty, Meters, Queue, RecountQueue, StripeTruth, Template, TestClock, Wire};
 
 /// Everything around a handler: an engine of its own with the template's tables, a clock that stands still, and doubles.
 #[derive(Debug)]
@@ -25,6 +25,8 @@ pub struct World {
     pub prices: PriceList,
     /// The account-changes queue.
     pub queue: Queue,
+    /// The recounts on the usage queue.
+    pub recounts: RecountQueue,
     /// Stripe's state.
     pub stripe: StripeTruth,
     /// Stripe's meters.
@@ -58,6 +60,7 @@ impl World {
             clock: TestClock::at("2026-11-22T12:00:00Z"),
             prices: PriceList::shipped().expect("the shipped price list is good"),
             queue: Queue::default(),
+            recounts: RecountQueue::default(),
             stripe: StripeTruth::default(),
             meters: Meters::default(),
             template,

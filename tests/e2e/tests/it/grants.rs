@@ -146,8 +146,10 @@ impl Work<'_> {
 
     async fn sync(&self) -> Result<()> {
         let user = unique("user");
-        // A new subscription: every table of an account, and the outbox.
+        // A new subscription: every table of an account, the outbox, and a recount on the usage queue.
         self.subscribe(&user).await?;
+        // Stripe rejected usage: the control table.
+        self.hint("v1.billing.meter.error_report_triggered", "mtr_1", None).await?;
         // A second claimant: the quarantine.
         let (claimant, _) = self.customer(&user, false).await?;
         self.hint("customer.updated", &claimant, Some(&claimant)).await?;

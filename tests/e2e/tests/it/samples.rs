@@ -10,6 +10,7 @@ pub(crate) async fn each_invokes_its_function(stack: &Stack) {
         ("webhook", include_str!("../../../../events/webhook-checkout-completed.json"), "400"),
         ("webhook", include_str!("../../../../events/webhook-payment-failed.json"), "400"),
         ("webhook", include_str!("../../../../events/webhook-thin.json"), "400"),
+        ("webhook", include_str!("../../../../events/webhook-meter-error.json"), "400"),
         ("sync", include_str!("../../../../events/account-change.json"), "no failures"),
         ("usage", include_str!("../../../../events/usage.json"), "no failures"),
         ("usage", include_str!("../../../../events/usage-batch.json"), "no failures"),

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use tokentill::{
     domain::{
         account::Account,
-        facts::{CustomerFacts, InvoiceFacts, ItemFacts, Status, SubscriptionFacts},
+        facts::{CustomerFacts, InvoiceFacts, ItemFacts, LatestInvoice, Status, SubscriptionFacts},
         hint::{HINT_VERSION, Hint},
         id::{CustomerId, EventId, InvoiceId, SubscriptionId, UserId},
         notice,
@@ -22,6 +22,7 @@ use tokentill::{
 pub(crate) const CHECKOUT_COMPLETED: &str = include_str!("../../../../events/webhook-checkout-completed.json");
 pub(crate) const PAYMENT_FAILED: &str = include_str!("../../../../events/webhook-payment-failed.json");
 pub(crate) const THIN: &str = include_str!("../../../../events/webhook-thin.json");
+pub(crate) const METER_ERROR: &str = include_str!("../../../../events/webhook-meter-error.json");
 pub(crate) const ACCOUNT_CHANGE: &str = include_str!("../../../../events/account-change.json");
 pub(crate) const USAGE: &str = include_str!("../../../../events/usage.json");
 pub(crate) const USAGE_BATCH: &str = include_str!("../../../../events/usage-batch.json");
@@ -100,7 +101,8 @@ pub(crate) fn subscriber(customer_id: &str, user_id: &str, since: &str) -> Custo
 pub(crate) fn overdue(mut facts: CustomerFacts, invoice: &str, created: &str) -> CustomerFacts {
     let subscription = &mut facts.subscriptions[0];
     subscription.status = Status::PastDue;
-    subscription.latest_invoice = Some(InvoiceId::new(invoice).unwrap());
+    let latest = LatestInvoice { id: InvoiceId::new(invoice).unwrap(), is_final: true, period_end: Some(at(created)) };
+    subscription.latest_invoice = Some(latest);
     facts.open_invoices = vec![InvoiceFacts {
         id: InvoiceId::new(invoice).unwrap(),
         subscription: Some(subscription.id.clone()),

@@ -1,21 +1,21 @@
 //! Account changes: a hint comes in, and the account is what Stripe's present state makes of it.
 
 use expect_test::expect;
-use handlers::{Fault, Faulty, Queue, StripeTruth, TestClock, World};
+use handlers::{Fault, Faulty, Queue, RecountQueue, StripeTruth, TestClock, World};
 use serde_json::{Value, json};
 use sync::{Again, Outcome, Sync};
 use tokentill::{
     config::StripeMode,
     domain::{
         account::Account,
-        facts::{CustomerFacts, Status},
+        facts::{CustomerFacts, LatestInvoice, Status},
         hint::Hint,
         id::{EventId, InvoiceId, UserId},
         price_list::PriceList,
         sync::Alarm,
     },
     dynamodb::Store,
-    ports::{Accounts, Clock, StripeError},
+    ports::{Accounts, Clock, MeterErrors, StripeError},
 };
 
 use crate::samples::{
@@ -24,7 +24,7 @@ use crate::samples::{
 
 const SINCE: &str = "2026-11-10T00:00:00Z";
 
-type Function = Sync<StripeTruth, Faulty<Store>, Queue, Faulty<Store>, TestClock>;
+type Function = Sync<StripeTruth, Faulty<Store>, Queue, RecountQueue, Faulty<Store>, Faulty<Store>, TestClock>;
 
 struct Bench {
     world: World,
@@ -36,7 +36,9 @@ fn function(world: &World) -> Function {
         stripe: world.stripe.clone(),
         accounts: world.store_of("sync"),
         queue: world.queue.clone(),
+        recounts: world.recounts.clone(),
         quarantine: world.store_of("sync"),
+        meter_errors: world.store_of("sync"),
         clock: world.clock.clone(),
         prices: PriceList::shipped().unwrap(),
         mode: StripeMode::Test,
@@ -731,4 +733,122 @@ async fn repeated_looks_at_an_unchanged_customer_tell_nothing() {
     let marks = bench.world.items("processed").await.len();
     assert_eq!((bench.account().await.version, bench.notices().await.len(), marks), (3, 1, 3));
     assert!(EventId::new("evt_provision").is_ok());
+}
+
+fn with_newest_invoice(status_is_final: bool, period_end: &str) -> CustomerFacts {
+    let mut facts = ada();
+    let id = InvoiceId::new("in_1").unwrap();
+    facts.subscriptions[0].latest_invoice =
+        Some(LatestInvoice { id, is_final: status_is_final, period_end: Some(at(period_end)) });
+    facts
+}
+
+/// Usage may be reported into a period until its invoice is final, and the two hints of that invoice tell.
+#[tokio::test]
+async fn the_hints_of_an_invoice_tell_which_period_is_final() {
+    let bench = bench().await;
+    bench.world.stripe.set(with_newest_invoice(true, SINCE));
+    bench.hint(&provision()).await.unwrap();
+    let through = async || bench.account().await.final_through.values().map(ToString::to_string).collect::<Vec<_>>();
+    assert_eq!(through().await, [SINCE]);
+    for (kind, is_final, expected) in [
+        ("invoice.created", false, SINCE),
+        ("invoice.finalized", true, "2026-12-10T00:00:00Z"),
+        ("invoice.voided", true, "2026-12-10T00:00:00Z"),
+    ] {
+        bench.world.clock.advance_ms(3_600_000);
+        bench.world.stripe.set(with_newest_invoice(is_final, "2026-12-10T00:00:00Z"));
+        let hint = hint(&format!("evt_{kind}"), kind, "2026-12-10T00:00:00Z", "in_1", Some("cus_Ada"));
+        assert_eq!(bench.deliver(&[&hint]).await, Vec::<String>::new());
+        assert_eq!(through().await, [expected], "{kind}");
+    }
+}
+
+#[tokio::test]
+async fn the_first_account_of_a_user_is_committed_only_after_a_recount_was_queued() {
+    let bench = bench().await;
+    bench.world.stripe.set(ada());
+    // Whatever becomes of the recount's request, of its reply or of the function: no account without a recount.
+    for fault in [Fault::LoseRequest, Fault::LoseReply, Fault::CrashBefore, Fault::CrashAfter] {
+        bench.world.recounts.faults.at("recount", 1, fault);
+        assert_eq!(bench.deliver(&[&provision()]).await, ["evt_provision"], "{fault:?}");
+        assert!(bench.world.items("accounts").await.is_empty(), "{fault:?}");
+    }
+    let queued_at_commit = std::rc::Rc::new(std::cell::Cell::new(0));
+    let (recounts, seen) = (bench.world.recounts.clone(), queued_at_commit.clone());
+    bench.sync.accounts.faults.meanwhile("commit", 1, async move { seen.set(recounts.users().len()) });
+    assert_eq!(bench.deliver(&[&provision()]).await, Vec::<String>::new());
+    // Those whose reply was lost are there as well; once too often does no harm.
+    assert_eq!((queued_at_commit.get(), bench.account().await.version), (3, 1));
+    assert!(bench.world.recounts.users().iter().all(|queued| *queued == user("ada")));
+    // Afterwards there is nothing parked that could be counted.
+    assert_eq!(bench.deliver(&[&paid("evt_later")]).await, Vec::<String>::new());
+    assert_eq!((bench.world.recounts.users().len(), bench.account().await.version), (3, 2));
+}
+
+#[tokio::test]
+async fn a_price_that_becomes_known_bills_its_segment_from_the_start_and_queues_a_recount() {
+    let bench = bench().await;
+    let mut unknown = ada();
+    for item in &mut unknown.subscriptions[0].items {
+        item.lookup_key = Some("enterprise".to_owned());
+    }
+    bench.world.stripe.set(unknown);
+    bench.hint(&provision()).await.unwrap();
+    let segment = async || bench.account().await.segments.remove(0);
+    assert_eq!((segment().await.plan, segment().await.billed.len()), (None, 0));
+    assert_eq!(bench.world.recounts.users().len(), 1, "the first account");
+    bench.world.stripe.set(ada());
+    bench.world.clock.advance_ms(60_000);
+    bench.world.recounts.faults.at("recount", 1, Fault::LoseRequest);
+    assert_eq!(bench.deliver(&[&paid("evt_known")]).await, ["evt_known"]);
+    assert_eq!(segment().await.plan, None, "not before the recount is queued");
+    assert_eq!(bench.deliver(&[&paid("evt_known")]).await, Vec::<String>::new());
+    let known = segment().await;
+    assert_eq!((known.plan.unwrap().as_str(), known.billed.len(), known.start), ("pro", 3, at(SINCE)));
+    assert_eq!((bench.account().await.segments.len(), bench.world.recounts.users().len()), (1, 2));
+}
+
+#[tokio::test]
+async fn stripes_word_of_rejected_usage_is_kept_for_the_reporter() {
+    let bench = bench().await;
+    let rejected = |event_id: &str, kind: &str, created: &str| hint(event_id, kind, created, "mtr_1", None);
+    let kept = async || bench.world.store().last_meter_error().await.unwrap();
+    let noon = at("2026-11-22T12:00:00Z");
+    for (event_id, kind, created, expected) in [
+        ("evt_1", "v1.billing.meter.error_report_triggered", "2026-11-22T11:00:00Z", at("2026-11-22T11:00:00Z")),
+        ("evt_2", "v1.billing.meter.no_meter_found", "2026-11-22T11:30:00Z", at("2026-11-22T11:30:00Z")),
+        ("evt_3", "v1.billing.meter.error_report_triggered", "2026-11-22T10:00:00Z", at("2026-11-22T11:30:00Z")),
+        ("evt_4", "v1.billing.meter.error_report_triggered", "2036-01-01T00:00:00Z", noon),
+    ] {
+        let hint = rejected(event_id, kind, created);
+        let expected_outcome = Outcome::UsageRejected { event_id: hint.event_id.clone() };
+        assert_eq!(bench.hint(&hint).await, Ok(expected_outcome), "{event_id}");
+        assert_eq!(kept().await, Some(expected), "{event_id}");
+    }
+    assert_eq!(bench.world.stripe.faults.calls("customer_of"), 0, "it is no customer's");
+    bench.world.clock.advance_ms(1_000);
+    let later = rejected("evt_5", "v1.billing.meter.no_meter_found", "2026-11-22T12:00:01Z");
+    assert_eq!(bench.hint(&Hint { livemode: true, ..later.clone() }).await, Ok(Outcome::NoCustomer));
+    bench.sync.meter_errors.faults.at("note_meter_error", 1, Fault::LoseRequest);
+    assert_eq!(bench.deliver(&[&later]).await, ["evt_5"]);
+    assert_eq!(kept().await, Some(noon));
+    assert_eq!(bench.deliver(&[&later]).await, Vec::<String>::new());
+    assert_eq!(kept().await, Some(noon.plus_secs(1)));
+}
+
+#[tokio::test]
+async fn a_classic_subscription_is_alarmed_at_every_look_and_shown_in_the_account() {
+    let bench = bench().await;
+    let mut classic = ada();
+    classic.subscriptions[0].flexible = false;
+    bench.world.stripe.set(classic);
+    for (hint, notices) in [(provision(), 1), (paid("evt_look"), 0)] {
+        let expected = Outcome::Committed { user_id: user("ada"), notices, alarms: vec![Alarm::NotFlexible] };
+        assert_eq!(bench.hint(&hint).await, Ok(expected));
+        assert_eq!(bench.world.item("accounts").await["subscription"]["flexible"], false);
+    }
+    bench.world.stripe.set(ada());
+    assert_eq!(bench.hint(&paid("evt_migrated")).await, Ok(committed(0)));
+    assert_eq!(bench.world.item("accounts").await["subscription"]["flexible"], true);
 }

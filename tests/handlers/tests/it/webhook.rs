@@ -7,7 +7,9 @@ use serde_json::{Value, json};
 use tokentill::{config::StripeMode, ports::Clock};
 use webhook::Webhook;
 
-use crate::samples::{BODY_MARK, CHECKOUT_COMPLETED, EMAIL, PAYMENT_FAILED, THIN, WEBHOOK_SECRET, parsed, signature};
+use crate::samples::{
+    BODY_MARK, CHECKOUT_COMPLETED, EMAIL, METER_ERROR, PAYMENT_FAILED, THIN, WEBHOOK_SECRET, parsed, signature,
+};
 
 const NOON: &str = "2026-11-22T12:00:00Z";
 const NOON_SECS: i64 = 1_795_348_800;
@@ -110,9 +112,29 @@ async fn a_signed_thin_event_is_queued_as_the_snapshots_hint() {
         .assert_eq(&queued(&webhook));
 }
 
+/// Such an event has no customer, and where no meter was found not even an object: it is its own group of the queue then.
+#[tokio::test]
+async fn a_signed_event_about_rejected_usage_is_queued_whether_or_not_it_names_a_meter() {
+    let webhook = webhook();
+    assert_eq!(answer(&webhook, resigned(METER_ERROR)).await, (200, 1));
+    for (event_id, related_object) in [("evt_none", json!({})), ("evt_null", json!({"related_object": null}))] {
+        let mut event = json!({"id": event_id, "object": "v2.core.event", "type": "v1.billing.meter.no_meter_found",
+                               "created": "2026-11-22T12:00:00.000Z", "livemode": false});
+        event.as_object_mut().unwrap().extend(related_object.as_object().unwrap().clone());
+        assert_eq!(answer(&webhook, signed(event.to_string().as_bytes())).await.0, 200);
+    }
+    expect![[r#"
+        {"v":1,"event_id":"evt_test_65TWmeter","type":"v1.billing.meter.error_report_triggered","created":1795348800,"object_id":"mtr_test_61Requests","livemode":false}
+        {"v":1,"event_id":"evt_none","type":"v1.billing.meter.no_meter_found","created":1795348800,"object_id":"evt_none","livemode":false}
+        {"v":1,"event_id":"evt_null","type":"v1.billing.meter.no_meter_found","created":1795348800,"object_id":"evt_null","livemode":false}"#]]
+    .assert_eq(&queued(&webhook));
+    let groups: Vec<String> = webhook.hints.hints().iter().map(|hint| hint.group().to_owned()).collect();
+    assert_eq!(groups, ["mtr_test_61Requests", "evt_none", "evt_null"]);
+}
+
 #[tokio::test]
 async fn the_samples_signatures_are_good_at_their_own_moment_and_expire() {
-    for sample in [CHECKOUT_COMPLETED, PAYMENT_FAILED, THIN] {
+    for sample in [CHECKOUT_COMPLETED, PAYMENT_FAILED, THIN, METER_ERROR] {
         let webhook = webhook();
         webhook.secrets.rotate("whsec_sample");
         assert_eq!(answer(&webhook, request::from_str(sample).unwrap()).await, (200, 1));
