@@ -160,6 +160,7 @@ pub(crate) mod tests {
                 start,
                 end: cycle.boundary(1),
                 renews: Some(cycle),
+                is_trial: false,
             }],
             final_through: BTreeMap::new(),
             clock_offset_secs: 0,

@@ -47,13 +47,18 @@ pub fn destination(
     let Some(account) = account else { return Destination::Later };
     let local_now = account.local_time(now);
     let end = known_end(billing, account, prices);
-    if !is_closed(billing, account, end, local_now, final_after_secs) {
+    let on_trial = is_on_trial(billing, account);
+    if on_trial || !is_closed(billing, account, end, local_now, final_after_secs) {
         match reporting_minute(tally.day, billing.segment_start, end, local_now) {
             Some(minute) if local_now.secs_since(minute) < OWN_DAY_FOR_SECS => return Destination::Own(minute),
             // Its day, or what the period has of it, is still to come to a whole minute.
             None if local_now < end.min(tally.day.end()) => return Destination::Later,
             _ => {}
         }
+    }
+    // What was free must not come to be paid for.
+    if on_trial {
+        return Destination::Nowhere;
     }
     carried(tally, billing, account, prices, local_now)
 }
@@ -74,13 +79,22 @@ fn is_closed(billing: &Billing, account: &Account, end: EpochSecs, local_now: Ep
     invoiced || waited || (end <= local_now && was_cut(billing, account, end))
 }
 
+/// Whether the period is a trial. Stripe takes its usage at any time and bills nothing for it.
+fn is_on_trial(billing: &Billing, account: &Account) -> bool {
+    let segment = account.segments.iter().rfind(|segment| segment.start <= billing.segment_start);
+    segment.is_some_and(|segment| {
+        segment.is_trial && segment.subscription == billing.subscription_id && billing.segment_start < segment.end
+    })
+}
+
 /// Whether the period was cut at `end` by a switch of prices, rather than ended where its cycle ends it.
 fn was_cut(billing: &Billing, account: &Account, end: EpochSecs) -> bool {
     let Some(index) = account.segments.iter().rposition(|segment| segment.start <= billing.segment_start) else { return false };
     let (Some(segment), Some(next)) = (account.segments.get(index), account.segments.get(index.saturating_add(1))) else {
         return false;
     };
-    let is_switch = next.subscription == billing.subscription_id && next.billed != segment.billed;
+    let other_prices = next.billed != segment.billed || next.plan != segment.plan;
+    let is_switch = next.subscription == billing.subscription_id && other_prices;
     is_switch && next.start == end && segment.renews.is_none_or(|cycle| cycle.period_containing(end).0 != end)
 }
 
@@ -189,6 +203,43 @@ mod tests {
         assert_eq!(shown(&account, "2026-11-19", "2026-11-21T00:00:00Z"), "carry 2026-11-21 2026-11-20T12:00:00Z 2");
         // A test clock that was set back, or a switch that is only planned.
         assert_eq!(shown(&account, "2026-11-20", "2026-11-20T11:59:59Z"), "own 2026-11-20T11:59:00Z");
+    }
+
+    #[test]
+    fn a_switch_between_plans_of_the_same_meters_is_one_and_a_period_begun_anew_is_none() {
+        let mut account = subscribed(START);
+        let mut next = account.segments[0].clone();
+        next.start = at("2026-11-20T12:00:00Z");
+        account.segments[0].end = next.start;
+        account.segments[0].renews = None;
+        account.segments.push(next);
+        assert_eq!(shown(&account, "2026-11-20", "2026-11-20T12:00:10Z"), "own 2026-11-20T11:59:00Z");
+        account.segments[1].plan = None;
+        assert_eq!(shown(&account, "2026-11-20", "2026-11-20T12:00:10Z"), "carry 2026-11-20 2026-11-20T12:00:00Z 3");
+    }
+
+    #[test]
+    fn what_was_free_on_trial_is_never_carried_into_a_period_that_is_paid() {
+        let mut account = subscribed(START);
+        account.segments[0].is_trial = true;
+        for told in [false, true] {
+            assert_eq!(shown(&account, "2026-12-09", "2026-12-20T00:00:00Z"), "own 2026-12-09T23:59:00Z", "{told}");
+            assert_eq!(shown(&account, "2026-12-09", "2027-01-20T00:00:00Z"), "nowhere", "{told}");
+            let mut paid = account.segments[0].clone();
+            paid.start = account.segments[0].end;
+            paid.end = at("2027-01-10T08:30:15Z");
+            paid.is_trial = false;
+            account.segments.push(paid);
+        }
+        // Usage after the trial's end that was counted before anybody told of it.
+        account.segments.truncate(1);
+        let mut late = tally(&account, "2026-12-11");
+        let billing = late.billing.as_mut().unwrap();
+        billing.segment_start = account.segments[0].end;
+        let billing = billing.clone();
+        let goes =
+            destination(&late, &billing, Some(&account), &PriceList::shipped().unwrap(), at("2027-01-20T00:00:00Z"), HOUR_SECS);
+        assert!(matches!(goes, Destination::Carry { .. }), "{goes:?}");
     }
 
     #[test]

@@ -29,6 +29,9 @@ pub struct Segment {
     pub end: EpochSecs,
     /// How it renews. `None` once it is known to have ended for good.
     pub renews: Option<Cycle>,
+    /// Whether it is a trial: what is used in it is free, and stays so however late it is reported.
+    #[serde(default)]
+    pub is_trial: bool,
 }
 
 /// Where a moment of usage belongs.

@@ -77,7 +77,8 @@ fn end_segments(segments: &mut Vec<Segment>, subscription: &SubscriptionId, end:
         Some(cycle) if end > last.end => {
             let (start, _) = cycle.period_containing(end.plus_secs(-1));
             let start = start.max(last.end);
-            let closing = Segment { start, end, renews: None, ..last.clone() };
+            // A trial's cycle begins where the trial ends.
+            let closing = Segment { start, end, renews: None, is_trial: false, ..last.clone() };
             segments.push(closing);
         }
         _ => {
@@ -132,8 +133,7 @@ impl Present {
         let (mut start, mut end) = item.period;
         // A trial's end parts what is free from what is paid, whether or not Stripe begins a period there.
         if let Some(trial_end) = subscription.trial_end.filter(|trial_end| start < *trial_end && *trial_end < end) {
-            let part = if subscription.status == Status::Trialing { &mut end } else { &mut start };
-            *part = trial_end;
+            *(if subscription.status == Status::Trialing { &mut end } else { &mut start }) = trial_end;
         }
         // A cancellation that is known ends the segment when it comes, whether or not Stripe's word of it does.
         let cancelled_at = subscription.cancel_at.filter(|cancel_at| *cancel_at <= end);
@@ -145,6 +145,7 @@ impl Present {
             start,
             end: cancelled_at.unwrap_or(end).max(start),
             renews: cancelled_at.is_none().then_some(item.cycle),
+            is_trial: subscription.trial_end.is_some_and(|trial_end| end <= trial_end),
         };
         let previous =
             before.filter(|account| account.customer_id == facts.customer).and_then(|account| account.subscription.as_ref());
@@ -173,7 +174,7 @@ impl Present {
         let since = self.billed_since.max(free_from).max(now.plus_secs(SEGMENT_KEPT_SECS.saturating_neg()));
         if since < self.segment.start {
             let end = self.cycle.period_containing(since).1.min(self.segment.start);
-            segments.push(Segment { start: since, end, renews: Some(self.cycle), ..self.segment.clone() });
+            segments.push(Segment { start: since, end, renews: Some(self.cycle), is_trial: false, ..self.segment.clone() });
         }
         segments.push(self.segment);
     }
@@ -213,6 +214,7 @@ impl Present {
                 // The same period, or what a switch left of it: its start stays, its end is what Stripe says now.
                 last.end = self.segment.end;
                 last.renews = self.segment.renews;
+                last.is_trial = self.segment.is_trial;
                 return;
             }
             // Other prices within the period: what was counted before stays where it was, from now on the new segment counts.
@@ -342,7 +344,8 @@ mod tests {
         let segments = account.segments.iter().map(|segment| {
             let plan = segment.plan.as_ref().map_or("?", PlanId::as_str);
             let renews = if segment.renews.is_some() { "+" } else { "" };
-            let text = format!("{} {plan} {}..{}{renews}", segment.subscription, segment.start, segment.end);
+            let trial = if segment.is_trial { "trial " } else { "" };
+            let text = format!("{} {trial}{plan} {}..{}{renews}", segment.subscription, segment.start, segment.end);
             text.replace("sub_1 ", "").replace("T00:00:00Z", "")
         });
         segments.collect()
@@ -487,7 +490,7 @@ mod tests {
     #[test]
     fn a_trials_end_begins_a_segment_to_the_second_whether_or_not_anybody_tells() {
         let trial = on_trial("pro", "2026-11-10", "2026-11-24T06:00:00Z");
-        let untold = check(&[("2026-11-10", vec![trial.clone()])], &["pro 2026-11-10..2026-11-24T06:00:00Z+"]);
+        let untold = check(&[("2026-11-10", vec![trial.clone()])], &["trial pro 2026-11-10..2026-11-24T06:00:00Z+"]);
         assert_eq!(placed(&untold, "2026-11-24T05:59:59Z"), "pro 2026-11-10..2026-11-24T06:00:00Z");
         assert_eq!(placed(&untold, "2026-11-24T06:00:00Z"), "pro 2026-11-24T06:00:00Z..2026-12-24T06:00:00Z");
         // Told late, and told by a Stripe that lags.
@@ -498,18 +501,24 @@ mod tests {
             ("2026-11-24T06:00:03Z", vec![trial.clone()]),
             ("2026-11-26", vec![paid.clone()]),
         ];
-        check(&looks, &["pro 2026-11-10..2026-11-24T06:00:00Z+", "pro 2026-11-24T06:00:00Z..2026-12-24T06:00:00Z+"]);
+        check(&looks, &["trial pro 2026-11-10..2026-11-24T06:00:00Z+", "pro 2026-11-24T06:00:00Z..2026-12-24T06:00:00Z+"]);
         // Who is joined after it has no billed past in the trial.
         check(&[("2026-11-26", vec![paid])], &["pro 2026-11-24T06:00:00Z..2026-12-24T06:00:00Z+"]);
-        // Ended early, at the second that Stripe names; and extended.
+        // Ended early, at the second that Stripe names.
         let early = on("pro", monthly("2026-11-15T01:02:03Z"), "2026-11-15T01:02:03Z");
         let early = sub_1_since("2026-11-10", after_trial("2026-11-15T01:02:03Z", early));
         check(
             &[("2026-11-10", vec![trial.clone()]), ("2026-11-15T01:04:00Z", vec![early])],
-            &["pro 2026-11-10..2026-11-15T01:02:03Z", "pro 2026-11-15T01:02:03Z..2026-12-15T01:02:03Z+"],
+            &["trial pro 2026-11-10..2026-11-15T01:02:03Z", "pro 2026-11-15T01:02:03Z..2026-12-15T01:02:03Z+"],
+        );
+        // Paused at its end, with Stripe's period as it was; and extended.
+        let paused = SubscriptionFacts { status: Status::Paused, ..trial.clone() };
+        check(
+            &[("2026-11-10", vec![trial.clone()]), ("2026-11-25", vec![paused])],
+            &["trial pro 2026-11-10..2026-11-24T06:00:00Z+"],
         );
         let extended = on_trial("pro", "2026-11-10", "2026-12-01");
-        check(&[("2026-11-10", vec![trial]), ("2026-11-20", vec![extended])], &["pro 2026-11-10..2026-12-01+"]);
+        check(&[("2026-11-10", vec![trial]), ("2026-11-20", vec![extended])], &["trial pro 2026-11-10..2026-12-01+"]);
     }
 
     #[test]
@@ -519,11 +528,11 @@ mod tests {
         let whole = SubscriptionFacts { items: items("pro", month, period), ..on("pro", month, "2026-11-10") };
         let paid = after_trial("2026-11-24", whole);
         let trial = SubscriptionFacts { status: Status::Trialing, ..paid.clone() };
-        let untold = check(&[("2026-11-10", vec![trial.clone()])], &["pro 2026-11-10..2026-11-24+"]);
+        let untold = check(&[("2026-11-10", vec![trial.clone()])], &["trial pro 2026-11-10..2026-11-24+"]);
         assert_eq!(placed(&untold, "2026-11-25"), "pro 2026-11-24..2026-12-10");
         check(
             &[("2026-11-10", vec![trial]), ("2026-11-25", vec![paid])],
-            &["pro 2026-11-10..2026-11-24+", "pro 2026-11-24..2026-12-10+"],
+            &["trial pro 2026-11-10..2026-11-24+", "pro 2026-11-24..2026-12-10+"],
         );
     }
 
@@ -844,6 +853,7 @@ mod tests {
                         prop_assert!(stripe.ended_at.is_none());
                         prop_assert_eq!(span.subscription.as_str(), format!("sub_{}", stripe.number));
                         prop_assert!(stripe.start <= span.start, "{span:?}");
+                        prop_assert_eq!(seen.segments.last().unwrap().is_trial, stripe.is_on_trial());
                         prop_assert_eq!(span.end, stripe.cancel_at.map_or(stripe.end(), |at| at.min(stripe.end())));
                         if stripe.plan != "new" {
                             prop_assert_eq!(span.plan, Some(PlanId::new(stripe.plan).unwrap()));
