@@ -692,6 +692,23 @@ mod tests {
     }
 
     #[test]
+    fn a_deleted_customers_segment_ends_with_it() {
+        let pro = on("pro", monthly("2026-11-10"), "2026-11-10");
+        let account = check(&[("2026-11-10", vec![pro])], &["pro 2026-11-10..2026-12-10+"]);
+        let mut deleted = facts("cus_1", Vec::new());
+        deleted.deleted = true;
+        let mut ended = account;
+        for now in ["2026-11-20", "2026-11-21"] {
+            let at_ms = at(now).as_secs() * 1000;
+            let Decision::Commit { account, .. } = decide(&list(), Some(&ended), &user("ada"), &deleted, None, at_ms) else {
+                panic!("a second claimant")
+            };
+            ended = *account;
+            assert_eq!(shown(&ended), ["pro 2026-11-10..2026-11-20"], "{now}");
+        }
+    }
+
+    #[test]
     fn an_older_period_than_the_known_one_changes_nothing() {
         let month = monthly("2026-11-10");
         let renewed = check(
