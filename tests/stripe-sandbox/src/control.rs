@@ -2,10 +2,13 @@
 
 use serde_json::{Value, json};
 
+use crate::calendar::DAY_SECS;
 use crate::error::{ApiError, Reply};
 use crate::form::Params;
 use crate::invoices::{self, RETRY_DAYS};
-use crate::webhooks::{Delivery, DeliveryMode, Dispatch};
+use crate::limits;
+use crate::meters::{self, Rejection};
+use crate::webhooks::{self, Delivery, DeliveryMode, Dispatch};
 use crate::world::World;
 
 /// What becomes of a subscription when all retries have failed. Source: "Automate payment retries".
@@ -31,9 +34,21 @@ pub(crate) struct Settings {
     pub(crate) events_in_clock_time: bool,
     /// How long a meter event takes to show in the summaries.
     pub(crate) summary_lag_secs: i64,
+    /// How long the identifier of a meter event is known. Source: "within a rolling period of at least 24 hours".
+    pub(crate) identifier_ttl_secs: i64,
+    /// How long a meter event is being taken; a second one of its customer and meter that comes meanwhile is one too many.
+    pub(crate) meter_call_ms: u64,
+    /// How long after the first meter event that is thrown away a thin event tells of it and of all others until then.
+    pub(crate) meter_error_delay_ms: u64,
+    /// Calls a second over all; 0 is no limit.
+    pub(crate) global_rate: u32,
+    /// Calls a second at each endpoint; 0 is no limit.
+    pub(crate) endpoint_rate: u32,
     retry_days: Vec<i64>,
     /// Faults that are still to be played.
-    pub(crate) faults: Vec<Fault>,
+    faults: Vec<Fault>,
+    /// Meter events that are to be thrown away.
+    pub(crate) rejections: Vec<Rejection>,
 }
 
 impl Default for Settings {
@@ -43,8 +58,14 @@ impl Default for Settings {
             after_retries: AfterRetries::default(),
             events_in_clock_time: false,
             summary_lag_secs: 0,
+            identifier_ttl_secs: DAY_SECS,
+            meter_call_ms: 3,
+            meter_error_delay_ms: 1_000,
+            global_rate: 25,
+            endpoint_rate: 25,
             retry_days: RETRY_DAYS.to_vec(),
             faults: Vec::new(),
+            rejections: Vec::new(),
         }
     }
 }
@@ -56,16 +77,36 @@ impl Settings {
     }
 }
 
-/// A fault that the next matching requests meet.
-#[derive(Clone, Debug)]
+/// A fault that the next matching requests meet. The default is none.
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Fault {
     method: Option<String>,
     path: String,
-    /// The status to answer with, or a dropped connection.
-    pub(crate) status: Option<u16>,
-    /// Whether the request takes effect all the same.
+    /// The status to answer with.
+    status: Option<u16>,
+    /// Which rate limit a 429 is said to come from.
+    limited_by: Option<&'static str>,
+    /// Whether the connection is dropped instead of an answer.
+    pub(crate) drop: bool,
+    /// How long it takes: before the effect, or after it.
+    pub(crate) delay_ms: u64,
+    /// Whether the request takes effect first, whatever is answered.
     pub(crate) after_effect: bool,
     left: i64,
+}
+
+impl Fault {
+    /// What is answered instead of the truth.
+    pub(crate) fn answer(&self) -> Option<Reply> {
+        Some(Err(match (self.status?, self.limited_by) {
+            (429, Some(limit)) => ApiError::rate_limited(limit),
+            (429, None) => ApiError::lock_timeout(),
+            (status, _) => {
+                let message = "An unknown error occurred (the sandbox was told so).";
+                ApiError { status, kind: "api_error", ..ApiError::invalid(message) }
+            }
+        }))
+    }
 }
 
 /// Takes the fault that this request is to meet.
@@ -122,7 +163,7 @@ pub(crate) fn route(world: &mut World, method: &str, path: &[&str], params: &mut
             Ok(json!({"data": requests}))
         }
         ("GET", ["meter_events"]) => {
-            let events: Vec<Value> = world.meter_events.iter().map(crate::meters::MeterEvent::render_for_control).collect();
+            let events: Vec<Value> = world.meter_events.iter().map(meters::MeterEvent::render_for_control).collect();
             Ok(json!({"data": events}))
         }
         ("POST", ["checkout", "sessions", id, "complete"]) => crate::checkout::complete(world, id, params),
@@ -136,6 +177,8 @@ pub(crate) fn route(world: &mut World, method: &str, path: &[&str], params: &mut
         ("POST", ["events", id, "resend"]) => resend(world, id, params),
         ("POST", ["settings"]) => set(world, params),
         ("POST", ["faults"]) => add_fault(world, params),
+        ("POST", ["meter_rejections"]) => meters::add_rejection(world, params),
+        ("POST", ["event_destinations"]) => webhooks::create_thin(world, params),
         _ => Err(ApiError::unknown_route(method, &format!("/_sandbox/{}", path.join("/")))),
     }
 }
@@ -158,7 +201,13 @@ fn resend(world: &mut World, id: &str, params: &mut Params) -> Reply {
 fn set(world: &mut World, params: &mut Params) -> Reply {
     let after_retries = params.one_of("after_retries", &["past_due", "unpaid", "canceled"])?;
     let events_created = params.one_of("events_created", &["clock", "real"])?;
-    let summary_lag_secs = params.int("summary_lag_secs")?;
+    let old = &world.settings;
+    let summary_lag_secs = number(params, "summary_lag_secs", old.summary_lag_secs)?;
+    let identifier_ttl_secs = number(params, "identifier_ttl_secs", old.identifier_ttl_secs)?;
+    let meter_call_ms = number(params, "meter_call_ms", old.meter_call_ms)?;
+    let meter_error_delay_ms = number(params, "meter_error_delay_ms", old.meter_error_delay_ms)?;
+    let global_rate = number(params, "global_rate", old.global_rate)?;
+    let endpoint_rate = number(params, "endpoint_rate", old.endpoint_rate)?;
     let retry_days = params.text("retry_days")?;
     params.finish()?;
     let retry_days = retry_days
@@ -182,39 +231,50 @@ fn set(world: &mut World, params: &mut Params) -> Reply {
     if let Some(created) = events_created {
         settings.events_in_clock_time = created == "clock";
     }
-    settings.summary_lag_secs = summary_lag_secs.unwrap_or(settings.summary_lag_secs);
+    settings.summary_lag_secs = summary_lag_secs;
+    settings.identifier_ttl_secs = identifier_ttl_secs;
+    settings.meter_call_ms = meter_call_ms;
+    settings.meter_error_delay_ms = meter_error_delay_ms;
+    settings.global_rate = global_rate;
+    settings.endpoint_rate = endpoint_rate;
     if let Some(days) = retry_days {
         settings.retry_days = days;
     }
     Ok(json!({
         "events_created": if settings.events_in_clock_time { "clock" } else { "real" },
         "retry_days": settings.retry_days,
-        "summary_lag_secs": settings.summary_lag_secs,
+        "summary_lag_secs": summary_lag_secs, "identifier_ttl_secs": identifier_ttl_secs, "meter_call_ms": meter_call_ms,
+        "meter_error_delay_ms": meter_error_delay_ms, "global_rate": global_rate, "endpoint_rate": endpoint_rate,
     }))
 }
 
-/// The next `count` requests whose path begins with `path` meet a fault: `status=…`, or `drop=true` for a connection that
-/// ends without an answer; `after_effect=true` lets the request take effect first.
+/// A number that is not negative, or else what it is now.
+fn number<T: From<u32>>(params: &mut Params, name: &str, now: T) -> Result<T, ApiError> {
+    let Some(number) = params.int(name)? else { return Ok(now) };
+    u32::try_from(number).map(T::from).map_err(|_| ApiError::invalid_param(name, format!("{name} is negative or too large")))
+}
+
+/// The next `count` requests whose path begins with `path` meet a fault: `status=…` (a 429 is a lock, or with `limited_by=…` a
+/// rate limit), or `drop=true` for a connection that ends without an answer, or only `delay_ms=…`, which may also come with
+/// them; `after_effect=true` lets the request take effect first.
 fn add_fault(world: &mut World, params: &mut Params) -> Reply {
     let path = params.required("path")?;
     let method = params.text("method")?;
     let status = params.int("status")?;
+    let limited_by = params.one_of("limited_by", &limits::REASONS)?;
     let drop = params.boolean("drop")?.unwrap_or(false);
+    let delay_ms = number(params, "delay_ms", 0)?;
     let after_effect = params.boolean("after_effect")?.unwrap_or(false);
     let left = params.int("count")?.unwrap_or(1);
     params.finish()?;
-    let status = match (status, drop) {
-        (None, true) => None,
-        (Some(status), false) => Some(
-            u16::try_from(status)
-                .ok()
-                .filter(|status| (400..600).contains(status))
-                .ok_or_else(|| ApiError::invalid_param("status", "status must be 400 to 599"))?,
-        ),
-        _ => {
-            return Err(ApiError::invalid_param("status", "Give either status or drop=true."));
-        }
-    };
-    world.settings.faults.push(Fault { method, path, status, after_effect, left });
+    if status.is_some() == drop && (drop || delay_ms == 0) {
+        return Err(ApiError::invalid_param("status", "Give either status, or drop=true, or only delay_ms."));
+    }
+    let bad_status = || ApiError::invalid_param("status", "status must be 400 to 599");
+    let status = status
+        .map(|status| u16::try_from(status).ok().filter(|status| (400..600).contains(status)).ok_or_else(bad_status))
+        .transpose()?;
+    let limited_by = limits::REASONS.into_iter().find(|reason| limited_by.as_deref() == Some(*reason));
+    world.settings.faults.push(Fault { method, path, status, limited_by, drop, delay_ms, after_effect, left });
     Ok(json!({"faults": world.settings.faults.len()}))
 }

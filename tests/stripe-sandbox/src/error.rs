@@ -17,6 +17,8 @@ pub(crate) struct ApiError {
     pub(crate) param: Option<String>,
     /// Why the card issuer declined, on card errors.
     pub(crate) decline_code: Option<&'static str>,
+    /// Which rate limit was met; told by a header.
+    pub(crate) limited_by: Option<&'static str>,
 }
 
 /// What every operation of the sandbox gives back.
@@ -25,7 +27,15 @@ pub(crate) type Reply = Result<Value, ApiError>;
 impl ApiError {
     /// A 400 of type `invalid_request_error` without a code.
     pub(crate) fn invalid(message: impl Into<String>) -> Self {
-        Self { status: 400, kind: "invalid_request_error", code: None, message: message.into(), param: None, decline_code: None }
+        Self {
+            status: 400,
+            kind: "invalid_request_error",
+            code: None,
+            message: message.into(),
+            param: None,
+            decline_code: None,
+            limited_by: None,
+        }
     }
 
     /// The same, about one parameter.
@@ -79,6 +89,18 @@ impl ApiError {
         }
     }
 
+    /// A call too many: 429. Source: "Rate limits"; "Error codes" on `rate_limit`.
+    pub(crate) fn rate_limited(limit: &'static str) -> Self {
+        Self {
+            status: 429,
+            code: Some("rate_limit"),
+            limited_by: Some(limit),
+            ..Self::invalid(
+                "Request rate limit exceeded. You can learn more about rate limits here https://stripe.com/docs/rate-limits.",
+            )
+        }
+    }
+
     /// A declined card: 402.
     pub(crate) fn card_declined(code: &'static str, decline_code: Option<&'static str>) -> Self {
         let message = if code == "authentication_required" {
@@ -86,7 +108,7 @@ impl ApiError {
         } else {
             "Your card was declined."
         };
-        Self { status: 402, kind: "card_error", code: Some(code), message: message.to_owned(), param: None, decline_code }
+        Self { status: 402, kind: "card_error", code: Some(code), decline_code, ..Self::invalid(message) }
     }
 
     /// The error as Stripe's JSON.

@@ -16,12 +16,12 @@ use crate::error::{ApiError, Reply};
 use crate::events::{ACCOUNT_API_VERSION, Cause};
 use crate::form::Params;
 use crate::world::{World, new_id};
-use crate::{checkout, clock, customers, events, invoices, meters, payment_methods, prices, products, subscriptions, webhooks};
+use crate::{
+    checkout, clock, customers, events, invoices, limits, meters, payment_methods, prices, products, subscriptions, webhooks,
+};
 
 /// The largest body that is read.
 const MAX_BODY_BYTES: usize = 1 << 20;
-/// How long a meter event holds its lock, so that two calls at once are noticed.
-const METER_LOCK_MS: u64 = 3;
 /// How long a test clock takes before it begins to move.
 const ADVANCE_DELAY_MS: u64 = 20;
 
@@ -93,15 +93,16 @@ struct Answer {
     status: u16,
     body: Value,
     replayed: bool,
+    limited_by: Option<&'static str>,
 }
 
 impl From<Reply> for Answer {
     fn from(reply: Reply) -> Self {
-        let (status, body) = match reply {
-            Ok(body) => (200, body),
-            Err(error) => (error.status, error.body()),
+        let (status, body, limited_by) = match reply {
+            Ok(body) => (200, body, None),
+            Err(error) => (error.status, error.body(), error.limited_by),
         };
-        Self { status, body, replayed: false }
+        Self { status, body, replayed: false, limited_by }
     }
 }
 
@@ -114,8 +115,18 @@ struct Call {
     stripe_version: Option<String>,
 }
 
-/// Answers every request.
+/// Answers every request. A caller that goes away ends only its own waiting: what it asked for happens all the same.
 pub(crate) async fn handle(State(shared): State<Arc<Shared>>, request: Request) -> Response<Body> {
+    let (send, answer) = tokio::sync::oneshot::channel();
+    let serving = Arc::clone(&shared);
+    shared.spawn(async move {
+        // Nobody may be there any more to take it.
+        let _ = send.send(answer_to(&serving, request).await);
+    });
+    answer.await.unwrap_or_else(|_| lost_answer())
+}
+
+async fn answer_to(shared: &Arc<Shared>, request: Request) -> Response<Body> {
     let (parts, body) = request.into_parts();
     let text = |name: &str| parts.headers.get(name).and_then(|value| value.to_str().ok()).map(str::to_owned);
     let call = Call {
@@ -130,7 +141,7 @@ pub(crate) async fn handle(State(shared): State<Arc<Shared>>, request: Request) 
         .await
         .map_err(|_| ApiError { status: 413, ..ApiError::invalid("The request is too large.") })
         .and_then(|bytes| String::from_utf8(bytes.to_vec()).map_err(|_| ApiError::invalid("Invalid form encoding.")));
-    let is_api = call.path.starts_with("/v1/");
+    let is_api = call.path.starts_with("/v1/") || call.path.starts_with("/v2/");
     let read = body.and_then(|body| {
         if is_api {
             check_headers(&parts.headers, &call, !body.is_empty())?;
@@ -139,14 +150,14 @@ pub(crate) async fn handle(State(shared): State<Arc<Shared>>, request: Request) 
     });
     let answer = match read {
         Err(error) => Some(Answer::from(Err(error))),
-        Ok(params) if is_api => serve(&shared, &call, params).await,
+        Ok(params) if is_api => serve(shared, &call, params).await,
         Ok(mut params) => Some(Answer::from(shared.with_world(|world| {
             let segments: Vec<&str> = call.path.trim_matches('/').split('/').collect();
             let reply = match segments.split_first() {
                 Some((&"_sandbox", rest)) => control::route(world, &call.method, rest, &mut params),
                 _ => Err(ApiError::unknown_route(&call.method, &call.path)),
             };
-            webhooks::hand_out(&shared, world);
+            webhooks::hand_out(shared, world);
             reply
         }))),
     };
@@ -235,12 +246,13 @@ fn base64(text: &str) -> Option<Vec<u8>> {
 
 /// Serves one call of the API; `None` if the caller is not to get an answer.
 async fn serve(shared: &Arc<Shared>, call: &Call, mut params: Params) -> Option<Answer> {
-    let fault = shared.with_world(|world| control::take_fault(world, &call.method, &call.path));
-    if let Some(fault) = &fault
-        && !fault.after_effect
-    {
-        return fault.status.map(fault_answer);
-    }
+    let fault = shared.with_world(|world| {
+        limits::check(world, &call.method, &call.path).map(|()| control::take_fault(world, &call.method, &call.path))
+    });
+    let fault = match fault {
+        Ok(fault) => fault.unwrap_or_default(),
+        Err(error) => return Some(Answer::from(Err(error))),
+    };
     // Source: "Idempotent requests": POST only; a saved answer is given again, 500s included; other parameters are an error.
     let key = call.idempotency_key.clone().filter(|_| call.method == "POST");
     if let Some(key) = &key {
@@ -251,11 +263,15 @@ async fn serve(shared: &Arc<Shared>, call: &Call, mut params: Params) -> Option<
             Err(error) => return Some(Answer::from(Err(error))),
         }
     }
-    let answer = Answer::from(perform(shared, call, &mut params).await);
-    let answer = match &fault {
-        None => Some(answer),
-        Some(fault) => fault.status.map(fault_answer),
-    };
+    let late = Duration::from_millis(fault.delay_ms);
+    if !fault.after_effect {
+        tokio::time::sleep(late).await;
+    }
+    let mut answer = fault.answer().map(Answer::from);
+    if fault.after_effect || (answer.is_none() && !fault.drop) {
+        let performed = Answer::from(perform(shared, call, &mut params).await);
+        answer.get_or_insert(performed);
+    }
     if let Some(key) = &key {
         shared.with_world(|world| {
             world.keys_in_use.remove(key);
@@ -275,7 +291,11 @@ async fn serve(shared: &Arc<Shared>, call: &Call, mut params: Params) -> Option<
             }
         });
     }
-    answer
+    if fault.after_effect {
+        tokio::time::sleep(late).await;
+    }
+    // A lost answer was given, and is given again under its key.
+    answer.filter(|_| !fault.drop)
 }
 
 /// Answers of failed validation and of conflicts are not saved.
@@ -298,7 +318,7 @@ fn claim_key(world: &mut World, key: &str, call: &Call, params: &Params) -> Resu
                 ))
             });
         }
-        return Ok(Some(Answer { status: saved.status, body: saved.body.clone(), replayed: true }));
+        return Ok(Some(Answer { status: saved.status, body: saved.body.clone(), replayed: true, limited_by: None }));
     }
     if !world.keys_in_use.insert(key.to_owned()) {
         return Err(ApiError {
@@ -311,34 +331,22 @@ fn claim_key(world: &mut World, key: &str, call: &Call, params: &Params) -> Resu
     Ok(None)
 }
 
-fn fault_answer(status: u16) -> Answer {
-    Answer::from(Err(ApiError {
-        status,
-        kind: if status == 429 { "invalid_request_error" } else { "api_error" },
-        ..ApiError::invalid("An unknown error occurred (the sandbox was told so).")
-    }))
-}
-
 /// Does what the call asks for.
 async fn perform(shared: &Arc<Shared>, call: &Call, params: &mut Params) -> Reply {
-    let path = call.path.strip_prefix("/v1/").unwrap_or_default();
-    let segments: Vec<&str> = path.split('/').collect();
-    let meter_lock = if (call.method.as_str(), segments.as_slice()) == ("POST", &["billing", "meter_events"]) {
-        shared.with_world(|world| {
-            let lock = meters::lock_of(world, params);
-            match &lock {
-                Some(lock) if !world.meter_locks.insert(lock.clone()) => Err(ApiError::lock_timeout()),
-                _ => Ok(lock),
-            }
+    let segments: Vec<&str> = call.path.trim_start_matches('/').split('/').collect();
+    let meter_lock = if (call.method.as_str(), segments.as_slice()) == ("POST", &["v1", "billing", "meter_events"]) {
+        shared.with_world(|world| match meters::lock_of(world, params) {
+            Some(lock) if !world.meter_locks.insert(lock.clone()) => Err(ApiError::lock_timeout()),
+            lock => Ok(lock.map(|lock| (lock, world.settings.meter_call_ms))),
         })?
     } else {
         None
     };
-    if meter_lock.is_some() {
-        tokio::time::sleep(Duration::from_millis(METER_LOCK_MS)).await;
+    if let Some((_, call_ms)) = meter_lock {
+        tokio::time::sleep(Duration::from_millis(call_ms)).await;
     }
     let reply = shared.with_world(|world| {
-        if let Some(lock) = &meter_lock {
+        if let Some((lock, _)) = &meter_lock {
             world.meter_locks.remove(lock);
         }
         world.cause = Some(Cause { request_id: call.request_id.clone(), idempotency_key: call.idempotency_key.clone() });
@@ -348,7 +356,9 @@ async fn perform(shared: &Arc<Shared>, call: &Call, params: &mut Params) -> Repl
         webhooks::hand_out(shared, world);
         reply
     });
-    if let ("POST", ["test_helpers", "test_clocks", id, "advance"], Ok(_)) = (call.method.as_str(), segments.as_slice(), &reply) {
+    if let ("POST", ["v1", "test_helpers", "test_clocks", id, "advance"], Ok(_)) =
+        (call.method.as_str(), segments.as_slice(), &reply)
+    {
         shared.spawn(advance(Arc::clone(shared), (*id).to_owned()));
     }
     reply
@@ -372,7 +382,12 @@ async fn advance(shared: Arc<Shared>, clock: String) {
 
 /// Every route of the API.
 fn route(world: &mut World, method: &str, path: &[&str], params: &mut Params) -> Reply {
-    match (method, path) {
+    let resource = match path {
+        ["v1", resource @ ..] => resource,
+        ["v2", "core", "events", id] if method == "GET" => return events::retrieve_thin(world, id, params),
+        _ => &[],
+    };
+    match (method, resource) {
         ("POST", ["customers"]) => customers::create(world, params),
         ("GET", ["customers"]) => customers::list(world, params),
         ("GET", ["customers", id]) => customers::retrieve(world, id, params),
@@ -423,7 +438,7 @@ fn route(world: &mut World, method: &str, path: &[&str], params: &mut Params) ->
         ("DELETE", ["webhook_endpoints", id]) => webhooks::delete(world, id, params),
         ("GET", ["events"]) => events::list(world, params),
         ("GET", ["events", id]) => events::retrieve(world, id, params),
-        _ => Err(ApiError::unknown_route(method, &format!("/v1/{}", path.join("/")))),
+        _ => Err(ApiError::unknown_route(method, &format!("/{}", path.join("/")))),
     }
 }
 
@@ -438,6 +453,9 @@ fn respond(call: &Call, answer: &Answer) -> Response<Body> {
     ];
     if let Some(key) = &call.idempotency_key {
         headers.push(("idempotency-key", key.clone()));
+    }
+    if let Some(limit) = answer.limited_by {
+        headers.push(("stripe-rate-limited-reason", limit.to_owned()));
     }
     if answer.replayed {
         headers.push(("idempotent-replayed", "true".to_owned()));

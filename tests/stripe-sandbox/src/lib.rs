@@ -18,6 +18,7 @@ mod expand;
 mod form;
 mod http;
 mod invoices;
+mod limits;
 mod meters;
 mod payment_methods;
 mod prices;

@@ -13,6 +13,24 @@ use crate::form::Params;
 use crate::world::{Page, Shelf, Texts, World, new_id};
 use crate::{customers, events};
 
+/// Why Stripe may throw a meter event away after it has taken it. Source: SDK type of the event
+/// `v1.billing.meter.error_report_triggered`, an open list.
+const REJECTION_CODES: [&str; 10] = [
+    "archived_meter",
+    "meter_event_customer_not_found",
+    "meter_event_dimension_count_too_high",
+    "meter_event_invalid_value",
+    "meter_event_no_customer_defined",
+    "meter_event_value_too_many_digits",
+    "missing_dimension_payload_keys",
+    NO_METER,
+    "timestamp_in_future",
+    "timestamp_too_far_in_past",
+];
+const NO_METER: &str = "no_meter";
+/// The most sample errors of one code that an event shows.
+const MOST_SAMPLES: usize = 3;
+
 /// How the events of a period become one value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Formula {
@@ -243,7 +261,7 @@ fn read_value(text: &str) -> Result<i64, ApiError> {
 }
 
 /// `POST /v1/billing/meter_events`. A 200 means that the event was taken, not that it was recorded: what Stripe finds out
-/// later (no such customer, no such meter, an inactive one) is only visible to the control API.
+/// later (no such customer, no such meter, an inactive one) is told by a thin event.
 pub(crate) fn record(world: &mut World, params: &mut Params) -> Reply {
     let event_name = params.required("event_name")?;
     let payload = params.map("payload");
@@ -264,7 +282,7 @@ pub(crate) fn record(world: &mut World, params: &mut Params) -> Reply {
     let now = world.now(clock_of(world, &event.customer).as_deref());
     let timestamp = timestamp.unwrap_or(now);
     check_timestamp(timestamp, now)?;
-    let fresh_since = world.wall_secs - DAY_SECS;
+    let fresh_since = world.wall_secs - world.settings.identifier_ttl_secs;
     let known = world.meter_events.iter().any(|known| known.identifier == identifier && known.received_secs > fresh_since);
     if known {
         // Seen in the field without a `code`: langfuse/langfuse#16292.
@@ -272,6 +290,10 @@ pub(crate) fn record(world: &mut World, params: &mut Params) -> Reply {
     }
     event.identifier.clone_from(&identifier);
     event.timestamp = timestamp;
+    event.rejected = event.rejected.or_else(|| ordered_rejection(world, &event));
+    if let Some(code) = event.rejected {
+        note_rejected(world, &event, code);
+    }
     world.meter_events.push(event);
     Ok(json!({
         "object": "billing.meter_event",
@@ -297,7 +319,7 @@ fn judge(world: &World, event_name: &str, payload: &Texts) -> Result<MeterEvent,
     };
     let customer = payload.get(customer_key).cloned().unwrap_or_default();
     let rejected = match meter {
-        None => Some("no_meter"),
+        None => Some(NO_METER),
         Some(meter) if !meter.active => Some("archived_meter"),
         Some(_) if customer.is_empty() => Some("meter_event_no_customer_defined"),
         Some(_) => customers::live(world, &customer, "customer").is_err().then_some("meter_event_customer_not_found"),
@@ -312,6 +334,93 @@ fn judge(world: &World, event_name: &str, payload: &Texts) -> Result<MeterEvent,
         received_secs: world.wall_secs,
         rejected,
     })
+}
+
+// ---- Thrown away later ----
+
+/// Which meter events are to be thrown away, and why.
+#[derive(Clone, Debug)]
+pub(crate) struct Rejection {
+    event_name: Option<String>,
+    customer: Option<String>,
+    identifier: Option<String>,
+    code: &'static str,
+    left: i64,
+}
+
+/// `POST /_sandbox/meter_rejections`: the next `count` events of this name, customer or identifier are taken, and thrown away
+/// with this code.
+pub(crate) fn add_rejection(world: &mut World, params: &mut Params) -> Reply {
+    let (event_name, customer, identifier) = (params.text("event_name")?, params.text("customer")?, params.text("identifier")?);
+    let code = params.required("code")?;
+    let left = params.int("count")?.unwrap_or(1);
+    params.finish()?;
+    let known = REJECTION_CODES.into_iter().find(|known| *known == code);
+    let code = known.ok_or_else(|| ApiError::invalid_param("code", format!("code must be one of {REJECTION_CODES:?}")))?;
+    world.settings.rejections.push(Rejection { event_name, customer, identifier, code, left });
+    Ok(json!({"rejections": world.settings.rejections.len()}))
+}
+
+fn ordered_rejection(world: &mut World, event: &MeterEvent) -> Option<&'static str> {
+    let fits = |wanted: &Option<String>, is: &str| wanted.as_deref().is_none_or(|wanted| wanted == is);
+    let rejection = world.settings.rejections.iter_mut().find(|rejection| {
+        rejection.left > 0
+            && fits(&rejection.event_name, &event.event_name)
+            && fits(&rejection.customer, &event.customer)
+            && fits(&rejection.identifier, &event.identifier)
+    })?;
+    rejection.left -= 1;
+    Some(rejection.code)
+}
+
+/// Events of one meter that were thrown away and are not told of yet.
+#[derive(Debug)]
+pub(crate) struct Rejected {
+    since: i64,
+    /// The identifiers by code.
+    identifiers: BTreeMap<&'static str, Vec<String>>,
+}
+
+/// Remembers an event until its meter's next report, and orders that report if none is under way.
+fn note_rejected(world: &mut World, event: &MeterEvent, code: &'static str) {
+    let meter = event.meter.clone().filter(|_| code != NO_METER);
+    if !world.rejected.contains_key(&meter) {
+        world.reports_due.push(meter.clone());
+    }
+    let now = world.wall_secs;
+    let rejected = world.rejected.entry(meter).or_insert_with(|| Rejected { since: now, identifiers: BTreeMap::new() });
+    rejected.identifiers.entry(code).or_default().push(event.identifier.clone());
+}
+
+/// Tells of what was thrown away, by samples. Source: SDK types of the two events and of their `data`.
+pub(crate) fn report_rejected(world: &mut World, meter: Option<String>) {
+    let Some(rejected) = world.rejected.remove(&meter) else { return };
+    let types: Vec<Value> = rejected
+        .identifiers
+        .iter()
+        .map(|(code, identifiers)| {
+            // Of several never all, so that nobody comes to rely on it.
+            let shown = MOST_SAMPLES.min(identifiers.len().saturating_sub(1)).max(1);
+            let sample = |identifier| json!({"error_message": format!("The event was not recorded: {code}."), "request": {"identifier": identifier}});
+            let samples: Vec<Value> = identifiers.iter().take(shown).map(sample).collect();
+            json!({"code": code, "error_count": identifiers.len(), "sample_errors": samples})
+        })
+        .collect();
+    let count: usize = rejected.identifiers.values().map(Vec::len).sum();
+    let data = json!({
+        "developer_message_summary": format!("There are {count} invalid meter events."),
+        "reason": {"error_count": count, "error_types": types},
+        "validation_start": events::rfc3339(rejected.since),
+        "validation_end": events::rfc3339(world.wall_secs),
+    });
+    let (kind, related) = match meter {
+        Some(id) => {
+            let url = format!("/v1/billing/meters/{id}");
+            ("v1.billing.meter.error_report_triggered", json!({"id": id, "type": "billing.meter", "url": url}))
+        }
+        None => ("v1.billing.meter.no_meter_found", Value::Null),
+    };
+    events::emit_thin(world, kind, related, data);
 }
 
 fn clock_of(world: &World, customer: &str) -> Option<String> {

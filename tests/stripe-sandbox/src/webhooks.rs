@@ -14,7 +14,11 @@ use crate::error::{ApiError, Reply};
 use crate::events::DeliveryState;
 use crate::form::Params;
 use crate::http::{self, Shared};
+use crate::meters;
 use crate::world::{Page, Texts, World, new_id};
+
+/// The types that an event destination for thin events can ask for.
+const THIN_TYPES: &[&str] = &["v1.billing.meter.error_report_triggered", "v1.billing.meter.no_meter_found"];
 
 /// The types an endpoint can ask for: what the sandbox emits, and what Tokentill listens to besides. Thin types are not
 /// among them: an endpoint of this API only gets snapshots.
@@ -66,7 +70,7 @@ const EVENT_TYPES: &[&str] = &[
     "test_helpers.test_clock.ready",
 ];
 
-/// A webhook endpoint.
+/// A webhook endpoint, or a destination of thin events.
 #[derive(Clone, Debug)]
 pub(crate) struct Endpoint {
     id: String,
@@ -77,6 +81,8 @@ pub(crate) struct Endpoint {
     api_version: Option<String>,
     description: Option<String>,
     metadata: Texts,
+    /// Whether it gets thin events. Source: "Event destinations": a destination gets either those or snapshots.
+    thin: bool,
     enabled: bool,
     deleted: bool,
 }
@@ -94,7 +100,8 @@ impl Endpoint {
 
     /// Whether it gets events of this type.
     pub(crate) fn wants(&self, kind: &str) -> bool {
-        self.enabled && !self.deleted && self.enabled_events.iter().any(|wanted| wanted == "*" || wanted == kind)
+        let fits = self.thin == THIN_TYPES.contains(&kind);
+        fits && self.enabled && !self.deleted && self.enabled_events.iter().any(|wanted| wanted == "*" || wanted == kind)
     }
 }
 
@@ -168,10 +175,10 @@ pub(crate) fn signature(secret: &str, body: &str, at: i64) -> String {
 
 // ---- The API ----
 
-fn read_events(params: &mut Params) -> Result<Vec<String>, ApiError> {
+fn read_events(params: &mut Params, known: &[&str]) -> Result<Vec<String>, ApiError> {
     let enabled = params.texts("enabled_events")?;
     for (index, kind) in enabled.iter().enumerate() {
-        if kind != "*" && !EVENT_TYPES.contains(&kind.as_str()) {
+        if kind != "*" && !known.contains(&kind.as_str()) {
             return Err(ApiError::invalid_param(
                 &format!("enabled_events[{index}]"),
                 format!("Invalid enabled_events[{index}]: {kind} is not a type the sandbox knows."),
@@ -193,45 +200,61 @@ fn check_url(url: &str) -> Result<(), ApiError> {
 
 /// `POST /v1/webhook_endpoints`
 pub(crate) fn create(world: &mut World, params: &mut Params) -> Reply {
-    let url = params.required("url")?;
-    let enabled_events = read_events(params)?;
     let api_version = params.text("api_version")?;
     let description = params.text("description")?;
     let metadata = params.metadata("metadata")?.into_new();
-    params.finish()?;
-    check_url(&url)?;
-    if enabled_events.is_empty() {
-        return Err(ApiError::missing("enabled_events"));
-    }
     if let Some(version) = &api_version
         && !http::is_supported_version(version)
     {
         return Err(ApiError::invalid_param("api_version", format!("Invalid API version: {version}")));
     }
-    let id = new_id("we");
-    let secret = new_id("whsec");
-    let endpoint = Endpoint {
-        id: id.clone(),
+    let endpoint = Endpoint { api_version, description, metadata, ..read_new(world, params, "we", EVENT_TYPES)? };
+    Ok(add(world, endpoint))
+}
+
+/// `POST /_sandbox/event_destinations`: makes a destination of thin events, as a person does in Stripe's dashboard.
+pub(crate) fn create_thin(world: &mut World, params: &mut Params) -> Reply {
+    let endpoint = Endpoint { thin: true, ..read_new(world, params, "ed", THIN_TYPES)? };
+    Ok(add(world, endpoint))
+}
+
+/// What every new destination has; it reads the last of the parameters.
+fn read_new(world: &World, params: &mut Params, prefix: &str, known: &[&str]) -> Result<Endpoint, ApiError> {
+    let url = params.required("url")?;
+    let enabled_events = read_events(params, known)?;
+    params.finish()?;
+    check_url(&url)?;
+    if enabled_events.is_empty() {
+        return Err(ApiError::missing("enabled_events"));
+    }
+    Ok(Endpoint {
+        id: new_id(prefix),
         created: world.wall_secs,
         url,
-        secret: secret.clone(),
+        secret: new_id("whsec"),
         enabled_events,
-        api_version,
-        description,
-        metadata,
+        api_version: None,
+        description: None,
+        metadata: Texts::new(),
+        thin: false,
         enabled: true,
         deleted: false,
-    };
+    })
+}
+
+/// Adds it; its secret is told once.
+fn add(world: &mut World, endpoint: Endpoint) -> Value {
     let mut rendered = endpoint.render();
     if let Some(map) = rendered.as_object_mut() {
-        map.insert("secret".to_owned(), json!(secret));
+        map.insert("secret".to_owned(), json!(endpoint.secret));
     }
-    world.endpoints.insert(&id, endpoint);
-    Ok(rendered)
+    world.endpoints.insert(&endpoint.id.clone(), endpoint);
+    rendered
 }
 
 fn find<'a>(world: &'a mut World, id: &str) -> Result<&'a mut Endpoint, ApiError> {
-    world.endpoints.get_mut(id).filter(|endpoint| !endpoint.deleted).ok_or_else(|| ApiError::not_found("webhook endpoint", id))
+    let endpoint = world.endpoints.get_mut(id).filter(|endpoint| !endpoint.deleted && !endpoint.thin);
+    endpoint.ok_or_else(|| ApiError::not_found("webhook endpoint", id))
 }
 
 /// `GET /v1/webhook_endpoints/{id}`
@@ -244,13 +267,14 @@ pub(crate) fn retrieve(world: &mut World, id: &str, params: &mut Params) -> Repl
 pub(crate) fn list(world: &World, params: &mut Params) -> Reply {
     let page = Page::from_params(params)?;
     params.finish()?;
-    page.cut(&world.endpoints, "webhook endpoint", "/v1/webhook_endpoints", |endpoint| !endpoint.deleted, Endpoint::render)
+    let listed = |endpoint: &Endpoint| !endpoint.deleted && !endpoint.thin;
+    page.cut(&world.endpoints, "webhook endpoint", "/v1/webhook_endpoints", listed, Endpoint::render)
 }
 
 /// `POST /v1/webhook_endpoints/{id}`; the API version cannot change. Source: `WebhookEndpointUpdateParams`.
 pub(crate) fn update(world: &mut World, id: &str, params: &mut Params) -> Reply {
     let url = params.text("url")?;
-    let enabled_events = read_events(params)?;
+    let enabled_events = read_events(params, EVENT_TYPES)?;
     let disabled = params.boolean("disabled")?;
     let description = params.unsettable("description");
     let metadata = params.metadata("metadata")?;
@@ -294,6 +318,9 @@ pub(crate) fn hand_out(shared: &Arc<Shared>, world: &mut World) {
     for dispatch in std::mem::take(&mut world.resent) {
         shared.spawn(deliver(Arc::clone(shared), dispatch));
     }
+    for meter in std::mem::take(&mut world.reports_due) {
+        shared.spawn(report_rejected(Arc::clone(shared), meter, world.settings.meter_error_delay_ms));
+    }
     let outgoing = std::mem::take(&mut world.outgoing);
     if outgoing.is_empty() {
         return;
@@ -319,6 +346,15 @@ pub(crate) fn hand_out(shared: &Arc<Shared>, world: &mut World) {
             }
         }
     }
+}
+
+/// Tells of a meter's thrown away events, once Stripe is said to have found them.
+async fn report_rejected(shared: Arc<Shared>, meter: Option<String>, delay_ms: u64) {
+    tokio::time::sleep(Duration::from_millis(delay_ms)).await;
+    shared.with_world(|world| {
+        meters::report_rejected(world, meter);
+        hand_out(&shared, world);
+    });
 }
 
 /// Delivers what is held, newest first, once nothing has been added for a while.

@@ -13,7 +13,8 @@ use crate::events::{Cause, Event};
 use crate::form::Params;
 use crate::http::SavedAnswer;
 use crate::invoices::Invoice;
-use crate::meters::{Meter, MeterEvent};
+use crate::limits::UsedUp;
+use crate::meters::{Meter, MeterEvent, Rejected};
 use crate::payment_methods::PaymentMethod;
 use crate::prices::Price;
 use crate::products::Product;
@@ -92,6 +93,12 @@ pub(crate) struct World {
     pub(crate) meter_locks: HashSet<(String, String)>,
     /// Checkout sessions.
     pub(crate) sessions: Shelf<Session>,
+    /// Meter events that were thrown away and are not told of yet: by meter, or of no meter at all.
+    pub(crate) rejected: BTreeMap<Option<String>, Rejected>,
+    /// Meters whose thrown away events are to be told of; a delivery task takes them from here.
+    pub(crate) reports_due: Vec<Option<String>>,
+    /// How far rate limits are used up.
+    pub(crate) used_up: UsedUp,
     /// Subscriptions.
     pub(crate) subscriptions: Shelf<Subscription>,
     /// Invoices.

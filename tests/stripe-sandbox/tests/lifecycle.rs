@@ -27,8 +27,28 @@ struct Stripe {
 }
 
 impl Stripe {
+    /// Without rate limits, which a test of something else would meet by chance.
     async fn start() -> Self {
+        let stripe = Self::start_limited().await;
+        stripe.set(&[("global_rate", "0"), ("endpoint_rate", "0")]).await;
+        stripe
+    }
+
+    async fn start_limited() -> Self {
         Self { sandbox: Sandbox::start(0).await.unwrap(), http: reqwest::Client::new() }
+    }
+
+    async fn set(&self, settings: Form<'_>) {
+        self.post("/_sandbox/settings", settings).await;
+    }
+
+    async fn fault(&self, fault: Form<'_>) {
+        self.post("/_sandbox/faults", fault).await;
+    }
+
+    /// How many customers there are.
+    async fn customers(&self) -> usize {
+        self.get("/v1/customers").await["data"].as_array().unwrap().len()
     }
 
     async fn send(&self, request: reqwest::RequestBuilder) -> (u16, Value) {
@@ -244,7 +264,7 @@ async fn a_failed_renewal_is_retried_on_days_3_5_and_7_and_a_late_payment_makes_
 async fn exhausted_retries_end_as_the_account_says() {
     for (setting, expected) in [("unpaid", "unpaid"), ("canceled", "canceled"), ("past_due", "past_due")] {
         let month = Month::begin().await;
-        month.stripe.post("/_sandbox/settings", &[("after_retries", setting)]).await;
+        month.stripe.set(&[("after_retries", setting)]).await;
         month.pay_with(&month.good).await;
         let subscription = month.subscribe(&[]).await;
         month.pay_with(&month.bad).await;
@@ -409,28 +429,107 @@ async fn meter_events_are_judged_by_the_customers_own_clock() {
 #[tokio::test]
 async fn two_meter_events_of_one_customer_and_meter_at_once_are_one_too_many() {
     let month = Month::begin().await;
-    let form = |identifier: &'static str| {
-        vec![
-            ("event_name".to_owned(), "requests".to_owned()),
-            ("identifier".to_owned(), identifier.to_owned()),
-            ("payload[stripe_customer_id]".to_owned(), month.customer.clone()),
-            ("payload[value]".to_owned(), "1".to_owned()),
-        ]
-    };
+    month.stripe.set(&[("meter_call_ms", "400")]).await;
     let url = format!("{}/v1/billing/meter_events", month.stripe.sandbox.url());
-    let send = |identifier| month.stripe.send(month.stripe.http.post(&url).form(&form(identifier)));
-    // Both connections are open before the calls, so that the calls really meet.
-    tokio::join!(send("warm-1"), send("warm-2"));
-    let mut met = false;
-    for _ in 0..20 {
-        let ((a, _), (b, body)) = tokio::join!(send("one"), send("two"));
-        if a == 429 || b == 429 {
-            met = true;
-            break;
-        }
-        assert!([200, 400].contains(&a) && [200, 400].contains(&b), "{body}");
+    let send = async |event_name: &str, customer: &str| {
+        let form = [("event_name", event_name), ("payload[stripe_customer_id]", customer), ("payload[value]", "1")];
+        let answer = month.stripe.http.post(&url).bearer_auth("sk_test_1").form(&form).send().await.unwrap();
+        let limit = answer.headers().contains_key("stripe-rate-limited-reason");
+        (answer.status().as_u16(), limit, answer.json::<Value>().await.unwrap()["error"]["code"].clone())
+    };
+    let (first, second, other_meter, other_customer) = tokio::join!(
+        send("requests", &month.customer),
+        send("requests", &month.customer),
+        send("tokens", &month.customer),
+        send("requests", "cus_other"),
+    );
+    let mut both = [first, second];
+    both.sort_by_key(|(status, ..)| *status);
+    assert_eq!(both, [(200, false, Value::Null), (429, false, Value::from("lock_timeout"))]);
+    assert_eq!((other_meter.0, other_customer.0), (200, 200));
+    assert_eq!(send("requests", &month.customer).await.0, 200, "the lock ends with its call");
+}
+
+#[tokio::test]
+async fn a_meter_event_is_a_whole_number_of_15_digits_with_texts_of_bounded_length() {
+    let month = Month::begin().await;
+    let post = async |event_name: &str, identifier: &str, value: &str| {
+        let form = [
+            ("event_name", event_name),
+            ("identifier", identifier),
+            ("payload[stripe_customer_id]", month.customer.as_str()),
+            ("payload[value]", value),
+        ];
+        month.stripe.try_post("/v1/billing/meter_events", &form).await.0
+    };
+    for (number, value) in
+        ["0", "1", "-5", "999999999999999", "-999999999999999", "0000000000000000000007"].into_iter().enumerate()
+    {
+        assert_eq!(post("requests", &format!("good-{number}"), value).await, 200, "{value}");
     }
-    assert!(met, "the lock was never noticed");
+    for value in ["", "1.5", "1.0", "1e3", "+1", " 1", "NaN", "ten", "--1", "-", "1000000000000000", "99999999999999999999999"] {
+        assert_eq!(post("requests", "bad", value).await, 400, "{value:?}");
+    }
+    assert_eq!(post("requests", &"i".repeat(100), "1").await, 200);
+    assert_eq!(post("requests", &"i".repeat(101), "1").await, 400);
+    assert_eq!(post(&"n".repeat(101), "long name", "1").await, 400);
+    let without_value = [("event_name", "requests"), ("payload[stripe_customer_id]", month.customer.as_str())];
+    assert_eq!(month.stripe.try_post("/v1/billing/meter_events", &without_value).await.0, 400);
+}
+
+#[tokio::test]
+async fn an_identifier_is_known_for_a_day_and_then_forgotten() {
+    let month = Month::begin().await;
+    let send = async || {
+        let form = [
+            ("event_name", "requests"),
+            ("identifier", "rep_1"),
+            ("payload[stripe_customer_id]", month.customer.as_str()),
+            ("payload[value]", "7"),
+        ];
+        month.stripe.try_post("/v1/billing/meter_events", &form).await
+    };
+    assert_eq!(send().await.0, 200);
+    let (status, refusal) = send().await;
+    assert_eq!((status, &refusal["error"]["code"]), (400, &Value::Null));
+    assert_eq!(refusal["error"]["message"], "An event already exists with identifier rep_1.");
+    month.stripe.set(&[("identifier_ttl_secs", "0")]).await;
+    assert_eq!(send().await.0, 200, "it is counted a second time");
+    let path = format!(
+        "/v1/billing/meters/{}/event_summaries?customer={}&start_time={START}&end_time={FEBRUARY}",
+        month.meter, month.customer
+    );
+    assert_eq!(month.stripe.get(&path).await["data"][0]["aggregated_value"], 14.0);
+}
+
+#[tokio::test]
+async fn a_call_too_many_is_refused_with_the_limit_that_it_met() {
+    let stripe = Stripe::start_limited().await;
+    /// Calls until a call is refused: how many were not, and what the refusal says.
+    async fn until_refused(stripe: &Stripe, paths: &[&str]) -> Option<(usize, String)> {
+        for (taken, path) in paths.iter().cycle().take(2_000).enumerate() {
+            let answer =
+                stripe.http.get(format!("{}{path}", stripe.sandbox.url())).bearer_auth("sk_test_1").send().await.unwrap();
+            if answer.status().as_u16() == 429 {
+                assert!(!answer.headers().contains_key("retry-after"), "Stripe documents none");
+                let limit = answer.headers()["stripe-rate-limited-reason"].to_str().unwrap().to_owned();
+                assert_eq!(answer.json::<Value>().await.unwrap()["error"]["code"], "rate_limit");
+                return Some((taken, limit));
+            }
+        }
+        None
+    }
+    let (taken, limit) = until_refused(&stripe, &["/v1/customers", "/v1/products", "/v1/prices"]).await.unwrap();
+    assert!(taken >= 25 && limit == "global-rate", "{taken} {limit}");
+
+    stripe.set(&[("global_rate", "0")]).await;
+    let (_, limit) = until_refused(&stripe, &["/v1/customers", "/v1/customers/cus_1"]).await.unwrap();
+    assert_eq!(limit, "endpoint-rate");
+    assert_eq!(stripe.try_post("/v1/products", &[("name", "Pro")]).await.0, 200, "it is a limit of one endpoint");
+    stripe.set(&[("endpoint_rate", "0")]).await;
+    for _ in 0..100 {
+        stripe.get("/v1/customers").await;
+    }
 }
 
 #[tokio::test]
@@ -451,35 +550,81 @@ async fn an_advancing_clock_refuses_changes_and_goes_at_most_two_intervals() {
 #[tokio::test]
 async fn faults_strike_before_or_after_the_effect() {
     let stripe = Stripe::start().await;
-    stripe.post("/_sandbox/faults", &[("path", "/v1/customers"), ("status", "500")]).await;
+    let post: (&str, &str) = ("method", "POST");
+    stripe.fault(&[("path", "/v1/customers"), post, ("status", "500")]).await;
     assert_eq!(stripe.try_post("/v1/customers", &[]).await.0, 500);
-    let count = async || stripe.get("/v1/customers").await["data"].as_array().unwrap().len();
-    assert_eq!(count().await, 0);
-    stripe
-        .post("/_sandbox/faults", &[("path", "/v1/customers"), ("method", "POST"), ("drop", "true"), ("after_effect", "true")])
-        .await;
+    assert_eq!(stripe.customers().await, 0);
     let url = format!("{}/v1/customers", stripe.sandbox.url());
-    let lost = stripe.http.post(url).bearer_auth("sk_test_x").send().await;
-    let nothing_readable = match lost {
-        Err(_) => true,
-        Ok(answer) => answer.bytes().await.is_err(),
-    };
-    assert!(nothing_readable);
-    assert_eq!(count().await, 1, "it took effect all the same");
+    for (after_effect, customers) in [("false", 0), ("true", 1)] {
+        stripe.fault(&[("path", "/v1/customers"), post, ("drop", "true"), ("after_effect", after_effect)]).await;
+        let lost = stripe.http.post(&url).bearer_auth("sk_test_x").send().await;
+        let nothing_readable = match lost {
+            Err(_) => true,
+            Ok(answer) => answer.bytes().await.is_err(),
+        };
+        assert!(nothing_readable);
+        assert_eq!(stripe.customers().await, customers, "after_effect={after_effect}");
+    }
     let requests = stripe.get("/_sandbox/requests").await;
     let statuses: Vec<&Value> = requests["data"].as_array().unwrap().iter().map(|request| &request["status"]).collect();
-    assert_eq!(statuses, [500, 200, 0, 200]);
+    assert_eq!(statuses, [500, 200, 0, 200, 0, 200]);
+
+    // A 429 is a lock, or the limit that it is told to be.
+    for (limit, code) in [(None, "lock_timeout"), (Some("endpoint-concurrency"), "rate_limit")] {
+        let mut fault = vec![("path", "/v1/customers"), ("status", "429")];
+        fault.extend(limit.map(|limit| ("limited_by", limit)));
+        stripe.fault(&fault).await;
+        let answer = stripe.http.get(&url).bearer_auth("sk_test_x").send().await.unwrap();
+        let told = answer.headers().get("stripe-rate-limited-reason").map(|reason| reason.to_str().unwrap().to_owned());
+        assert_eq!((answer.status().as_u16(), told.as_deref()), (429, limit));
+        assert_eq!(answer.json::<Value>().await.unwrap()["error"]["code"], code);
+    }
+    let nothing = [("path", "/v1/customers")];
+    assert_eq!(stripe.try_post("/_sandbox/faults", &nothing).await.0, 400);
 }
 
 #[tokio::test]
-async fn a_saved_500_is_replayed_under_its_key() {
+async fn a_slow_call_takes_effect_though_its_caller_is_gone() {
     let stripe = Stripe::start().await;
-    stripe.post("/_sandbox/faults", &[("path", "/v1/customers"), ("status", "500"), ("after_effect", "true")]).await;
     let url = format!("{}/v1/customers", stripe.sandbox.url());
-    let send = || stripe.send(stripe.http.post(&url).header("idempotency-key", "key-1").form(&[("name", "Ada")]));
-    assert_eq!(send().await.0, 500);
-    assert_eq!(send().await.0, 500, "the fault is over, but the answer was saved");
-    assert_eq!(stripe.get("/v1/customers").await["data"].as_array().unwrap().len(), 1);
+    let impatient = |ms| stripe.http.post(&url).bearer_auth("sk_test_x").timeout(std::time::Duration::from_millis(ms)).send();
+    stripe.fault(&[("path", "/v1/customers"), ("method", "POST"), ("delay_ms", "60000"), ("after_effect", "true")]).await;
+    assert!(impatient(300).await.is_err());
+    assert_eq!(stripe.customers().await, 1, "only the answer is slow");
+    stripe.fault(&[("path", "/v1/customers"), ("method", "POST"), ("delay_ms", "600")]).await;
+    assert!(impatient(300).await.is_err());
+    assert_eq!(stripe.customers().await, 1, "the call itself is slow");
+    for _ in 0..1_000 {
+        if stripe.customers().await == 2 {
+            return;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+    }
+    panic!("the call ended with its caller");
+}
+
+#[tokio::test]
+async fn what_was_answered_under_a_key_is_replayed_though_it_never_arrived_or_was_a_500() {
+    let stripe = Stripe::start().await;
+    let url = format!("{}/v1/customers", stripe.sandbox.url());
+    let send = async |key: &str| {
+        let answer = stripe.http.post(&url).bearer_auth("sk_test_1").header("idempotency-key", key).send().await.ok()?;
+        Some((answer.status().as_u16(), answer.headers().contains_key("idempotent-replayed"), answer.bytes().await.ok()?))
+    };
+    let shown = |answer: Option<(u16, bool, _)>| answer.map(|(status, replayed, _)| (status, replayed));
+    for (key, how, after_effect, replayed, customers) in [
+        ("500 after", ("status", "500"), "true", Some((500, true)), 1),
+        ("500 before", ("status", "500"), "false", Some((500, true)), 1),
+        ("dropped after", ("drop", "true"), "true", Some((200, true)), 2),
+        ("dropped before", ("drop", "true"), "false", Some((200, false)), 3),
+        ("429", ("status", "429"), "false", Some((200, false)), 4),
+    ] {
+        stripe.fault(&[("path", "/v1/customers"), ("method", "POST"), how, ("after_effect", after_effect)]).await;
+        assert!(shown(send(key).await).is_none_or(|(status, _)| status >= 429), "{key}");
+        assert_eq!((shown(send(key).await), stripe.customers().await), (replayed, customers), "{key}");
+    }
+    let (_, _, first) = send("dropped after").await.unwrap();
+    assert_eq!(first, send("dropped after").await.unwrap().2);
 }
 
 #[tokio::test]
