@@ -80,7 +80,7 @@ pub struct StackJson {
     pub stripe_api_url: String,
     /// A key that it takes.
     pub stripe_api_key: String,
-    /// What webhooks are signed with.
+    /// What webhooks with snapshots are signed with.
     pub webhook_secret: String,
     /// A bearer token of the access API.
     pub service_token: String,
@@ -144,7 +144,11 @@ impl Stack {
             Some(secret) => secret,
             None => register(&stripe, &webhook_url, sandbox.is_some()).await?,
         };
-        aws.put_secret("/tokentill/webhook-secrets", &webhook_secret).await?;
+        let mut secrets = vec![webhook_secret.clone()];
+        if sandbox.is_some() {
+            secrets.push(stripe.register_thin(&webhook_url).await?);
+        }
+        aws.put_secret("/tokentill/webhook-secrets", &secrets.join(",")).await?;
 
         let json = StackJson {
             usage_queue_url: output("UsageQueueUrl")?,

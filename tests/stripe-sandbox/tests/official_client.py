@@ -55,14 +55,14 @@ def refused(expected, call, *arguments, **named):
 class Receiver:
     """A webhook endpoint that verifies signatures with the official package."""
 
-    def __init__(self):
+    def __init__(self, verify=stripe.Webhook.construct_event):
         self.events = []
         receiver = self
 
         class Handler(http.server.BaseHTTPRequestHandler):
             def do_POST(self):
                 body = self.rfile.read(int(self.headers["content-length"]))
-                event = stripe.Webhook.construct_event(body, self.headers["stripe-signature"], receiver.secret)
+                event = verify(body, self.headers["stripe-signature"], receiver.secret)
                 receiver.events.append(event)
                 self.send_response(200)
                 self.end_headers()
@@ -268,6 +268,26 @@ def meter_events_count_once(meter, base, metered):
     )
 
 
+def usage_that_is_thrown_away_is_told(receiver):
+    meter = v1.billing.meters.create(
+        {"display_name": "Words", "event_name": "words", "default_aggregation": {"formula": "sum"}}
+    )
+    destination = control("event_destinations", url=receiver.url, **{"enabled_events[]": "*"})
+    receiver.secret = destination["secret"]
+    for name in ("words", "no_such_meter"):
+        v1.billing.meter_events.create(
+            {"event_name": name, "identifier": name, "payload": {"stripe_customer_id": "cus_nobody", "value": "1"}}
+        )
+    reports = lambda: [e for e in receiver.events if e.type == "v1.billing.meter.error_report_triggered"]
+    told = poll("the report", lambda: [e for e in reports() if e.related_object.id == meter.id])[0]
+    assert told.fetch_related_object().event_name == "words"
+    reason = told.fetch_event().data.reason
+    assert reason.error_count == 1 and reason.error_types[0].code == "meter_event_customer_not_found"
+    assert reason.error_types[0].sample_errors[0].request.identifier == "words"
+    unknown = receiver.wait_for("v1.billing.meter.no_meter_found")[0].fetch_event()
+    assert unknown.data.reason.error_types[0].code == "no_meter" and unknown.data.validation_end
+
+
 def a_month_passes_and_a_payment_fails(meter, base, metered, receiver):
     clock = v1.test_helpers.test_clocks.create({"frozen_time": START, "name": "a month"}).id
     customer = v1.customers.create({"test_clock": clock, "email": "linus@example.com"}).id
@@ -372,6 +392,8 @@ def events_are_listed(receiver):
 
 
 def main():
+    # The package does not repeat a call that met a rate limit, and this script is none about them.
+    control("settings", global_rate=0, endpoint_rate=0)
     receiver = Receiver()
     endpoint = v1.webhook_endpoints.create(
         {"url": receiver.url, "enabled_events": ["*"], "api_version": "2026-09-30.endive"}
@@ -386,6 +408,7 @@ def main():
     meter, base, metered = catalogue()
     checkout_gives_a_subscription(base, metered, receiver)
     meter_events_count_once(meter, base, metered)
+    usage_that_is_thrown_away_is_told(Receiver(client.parse_event_notification))
     a_month_passes_and_a_payment_fails(meter, base, metered, receiver)
     events_are_listed(receiver)
     assert v1.webhook_endpoints.delete(endpoint.id).deleted
