@@ -259,7 +259,7 @@ async fn serve(shared: &Arc<Shared>, call: &Call, mut params: Params) -> Option<
         let claimed = shared.with_world(|world| claim_key(world, key, call, &params));
         match claimed {
             Ok(None) => {}
-            Ok(Some(saved)) => return Some(saved),
+            Ok(Some(saved)) => return Some(saved).filter(|_| !fault.drop),
             Err(error) => return Some(Answer::from(Err(error))),
         }
     }

@@ -206,7 +206,9 @@ async fn usage_that_is_thrown_away_is_told_by_a_thin_event_with_a_few_samples() 
     for number in 0..6 {
         setting.use_one("requests", &customer, &format!("rep_{number}")).await;
     }
-    setting.use_one("requests", "cus_nobody", "rep_nobody").await;
+    for identifier in ["rep_nobody", "rep_nobody_else"] {
+        setting.use_one("requests", "cus_nobody", identifier).await;
+    }
     setting.use_one("tokens", &customer, "rep_archived").await;
     setting.use_one("words", &customer, "rep_words").await;
 
@@ -218,7 +220,7 @@ async fn usage_that_is_thrown_away_is_told_by_a_thin_event_with_a_few_samples() 
     let url = format!("/v1/billing/meters/{requests}");
     assert_eq!(event["related_object"], serde_json::json!({"id": requests, "type": "billing.meter", "url": url}));
     let reason = setting.reason(event).await;
-    assert_eq!(reason["error_count"], 6);
+    assert_eq!(reason["error_count"], 7);
     let told: Vec<(&str, u64, usize)> = reason["error_types"]
         .as_array()
         .unwrap()
@@ -231,7 +233,7 @@ async fn usage_that_is_thrown_away_is_told_by_a_thin_event_with_a_few_samples() 
             )
         })
         .collect();
-    assert_eq!(told, [("meter_event_customer_not_found", 1, 1), ("meter_event_invalid_value", 5, 3)]);
+    assert_eq!(told, [("meter_event_customer_not_found", 2, 1), ("meter_event_invalid_value", 5, 3)]);
     assert_eq!(reason["error_types"][0]["sample_errors"][0]["request"]["identifier"], "rep_nobody");
 
     let kinds: Vec<&Value> = got.iter().map(|event| &event["type"]).collect();
