@@ -1006,6 +1006,34 @@ async fn a_customer_of_the_sandbox_is_read_and_reported_to() {
 }
 
 #[tokio::test]
+async fn rate_limits_and_locks_are_waited_for() {
+    let sandbox = stripe_sandbox::Sandbox::start(0).await.unwrap();
+    let client = StripeClient::new(Some(&sandbox.url()), FixedKey(SecretKey::new(KEY).unwrap())).unwrap();
+    let stripe = Stripe::new(client);
+    // Stripe takes an event of a customer that it does not know, too; it is thrown away later.
+    let reports = |customer: fn(usize) -> CustomerId, count: usize| {
+        (0..count)
+            .map(move |number| MeterReport {
+                customer: customer(number),
+                identifier: format!("rep_{number}_of_{count}"),
+                ..report()
+            })
+            .collect::<Vec<_>>()
+    };
+    let started = Instant::now();
+    let many = reports(|number| cus(&format!("cus_{number}")), 50);
+    let outcomes = futures_util::future::join_all(many.iter().map(|report| stripe.send(report))).await;
+    assert!(outcomes.iter().all(|outcome| *outcome == Ok(Delivered::Now)), "{outcomes:?}");
+    assert!(started.elapsed() >= Duration::from_secs(1), "at once 25 are taken, and 25 a second");
+
+    control(sandbox.url(), "/_sandbox/settings".to_owned(), "global_rate=0&endpoint_rate=0&meter_call_ms=100").await;
+    let both = reports(|_| cus("cus_ada"), 2);
+    let outcomes = tokio::join!(stripe.send(&both[0]), stripe.send(&both[1]));
+    assert_eq!(outcomes, (Ok(Delivered::Now), Ok(Delivered::Now)));
+    sandbox.shutdown().await;
+}
+
+#[tokio::test]
 async fn what_the_sandboxs_meters_have_is_read_back() {
     let sandbox = stripe_sandbox::Sandbox::start(0).await.unwrap();
     // What is asked here in a second is more than a sandbox of Stripe's would answer.
