@@ -187,7 +187,7 @@ impl Work<'_> {
         // A new event: the ledger and the tally. The same again: how often it was seen, and once more with a moment outside the
         // window: the row is looked up. No event: the quarantine. A recount: the time index.
         self.consume(&[event.clone(), json!("no event")]).await?;
-        self.consume(&[event.clone()]).await?;
+        self.consume(std::slice::from_ref(&event)).await?;
         let mut old = event;
         old["timestamp"] = json!(0);
         self.consume(&[old, json!({"recount": {"user_id": "reported"}})]).await
