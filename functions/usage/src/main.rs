@@ -22,7 +22,7 @@ async fn main() -> Result<(), Error> {
     env.finish()?;
     run(service_fn(async |event: LambdaEvent<SqsEvent>| {
         let stop_at_ms = records::stop_at_ms(usage.clock.now_ms(), event.context.deadline);
-        Ok::<_, Error>(usage.handle(event.payload, &event.context.request_id, stop_at_ms).await?)
+        Ok::<_, Error>(Box::pin(usage.handle(event.payload, &event.context.request_id, stop_at_ms)).await?)
     }))
     .await
 }
