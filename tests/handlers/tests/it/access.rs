@@ -1,6 +1,6 @@
 //! The access API: may this user call the model, and what did they use (the contract, 3.3).
 
-use std::{fmt::Write as _, future::Future};
+use std::{collections::BTreeMap, fmt::Write as _, future::Future, ops::Range};
 
 use access::AccessApi;
 use expect_test::{Expect, expect};
@@ -10,14 +10,16 @@ use serde_json::{Value, json};
 use tokentill::{
     domain::{
         account::Account,
+        audit::{ByHour, Position},
+        counting::LedgerRow,
         facts::Status,
-        id::{CustomerId, EventId, UserId},
+        id::{CustomerId, EventId, RequestId, UserId},
         price_list::PriceList,
         report::{Book, Tally},
-        time::UtcDay,
+        time::{EpochSecs, UtcDay},
     },
     dynamodb::Store,
-    ports::{AccountChange, Accounts, Clock, Commit, CustomerRecord, Reported, Tallies, Unavailable},
+    ports::{AccountChange, Accounts, Audit, Clock, Commit, CustomerRecord, Reported, Tallies, Unavailable},
 };
 
 use crate::{
@@ -27,7 +29,7 @@ use crate::{
 
 /// The store as the access API uses it, whose calls can go wrong.
 #[derive(Debug)]
-struct Reads(Faulty<Store>);
+pub(crate) struct Reads(pub(crate) Faulty<Store>);
 
 impl Reads {
     async fn read<T>(&self, name: &'static str, effect: impl Future<Output = Result<T, Unavailable>>) -> Result<T, Unavailable> {
@@ -64,17 +66,48 @@ impl Tallies for Reads {
 }
 
 impl Reported for Reads {
-    async fn books(&self, user_id: &UserId, from: UtcDay, to: UtcDay) -> Result<Vec<Book>, Unavailable> {
+    async fn books(&self, user_id: &UserId, from: UtcDay, to: UtcDay) -> Result<BTreeMap<String, Book>, Unavailable> {
         self.read("books", self.0.port.books(user_id, from, to)).await
     }
 }
 
-struct Bench {
-    world: World,
-    api: AccessApi<TestSecret, Reads, TestClock>,
+impl Audit for Reads {
+    async fn rows_by_time(
+        &self,
+        user_id: &UserId,
+        moments: Range<EpochSecs>,
+        after: Option<&Position>,
+        most: usize,
+    ) -> Result<Vec<LedgerRow>, Unavailable> {
+        self.read("rows_by_time", self.0.port.rows_by_time(user_id, moments, after, most)).await
+    }
+
+    async fn rows_of_request(
+        &self,
+        user_id: &UserId,
+        request_id: &RequestId,
+        after: Option<&str>,
+        most: usize,
+    ) -> Result<Vec<LedgerRow>, Unavailable> {
+        self.read("rows_of_request", self.0.port.rows_of_request(user_id, request_id, after, most)).await
+    }
+
+    async fn counted_by_hour(
+        &self,
+        user_id: &UserId,
+        moments: Range<EpochSecs>,
+        most: usize,
+    ) -> Result<Option<ByHour>, Unavailable> {
+        self.read("counted_by_hour", self.0.port.counted_by_hour(user_id, moments, most)).await
+    }
 }
 
-async fn bench() -> Bench {
+pub(crate) struct Bench {
+    pub(crate) world: World,
+    pub(crate) api: AccessApi<TestSecret, Reads, TestClock>,
+}
+
+pub(crate) async fn bench() -> Bench {
     let world = World::start().await;
     let api = AccessApi {
         tokens: TestSecret::new(SERVICE_TOKEN),
@@ -86,10 +119,10 @@ async fn bench() -> Bench {
 }
 
 /// What came back: status, content type, body.
-type Answer = (u16, String, Value);
+pub(crate) type Answer = (u16, String, Value);
 
 /// A sample's request by another query, and with the token that is configured here.
-fn get(sample: &str, query: &str) -> Request {
+pub(crate) fn get(sample: &str, query: &str) -> Request {
     let mut event = parsed(sample);
     event["rawQueryString"] = query.into();
     event["headers"]["authorization"] = format!("Bearer {SERVICE_TOKEN}").into();
@@ -97,7 +130,7 @@ fn get(sample: &str, query: &str) -> Request {
 }
 
 /// Percent-encodes a query's value as an HTTP client does.
-fn encoded(text: &str) -> String {
+pub(crate) fn encoded(text: &str) -> String {
     text.bytes().fold(String::new(), |mut query, byte| {
         if byte.is_ascii_alphanumeric() {
             query.push(char::from(byte))
@@ -109,7 +142,7 @@ fn encoded(text: &str) -> String {
 }
 
 impl Bench {
-    async fn ask(&self, request: Request) -> Answer {
+    pub(crate) async fn ask(&self, request: Request) -> Answer {
         let response = self.api.handle(request).await;
         let content_type = response.headers()["content-type"].to_str().unwrap().to_owned();
         let Body::Text(body) = response.body() else { panic!("{:?}", response.body()) };
@@ -127,13 +160,13 @@ impl Bench {
         expected.assert_eq(&format!("{:#}", self.access(user_id).await));
     }
 
-    async fn usage(&self, query: &str) -> Value {
+    pub(crate) async fn usage(&self, query: &str) -> Value {
         let (status, content_type, body) = self.ask(get(USAGE_QUERY, query)).await;
         assert_eq!((status, content_type.as_str()), (200, "application/json"), "{body}");
         body
     }
 
-    async fn problem(&self, request: Request) -> (u16, String) {
+    pub(crate) async fn problem(&self, request: Request) -> (u16, String) {
         let (status, content_type, body) = self.ask(request).await;
         assert_eq!((content_type.as_str(), &body["status"]), ("application/problem+json", &json!(status)), "{body}");
         (status, body["detail"].as_str().unwrap().to_owned())
@@ -374,7 +407,7 @@ async fn a_bad_question_is_answered_400_with_what_to_do() {
         (ACCESS, "user_id=", "user_id is empty"),
         (ACCESS, long.as_str(), "user_id is longer than 128 characters"),
         (USAGE_QUERY, "from=2026-11-01T00:00:00Z", "user_id is missing: add ?user_id=…"),
-        (USAGE_QUERY, "user_id=ada&by=minute", "by must be day"),
+        (USAGE_QUERY, "user_id=ada&by=minute", "by must be day or hour"),
         (USAGE_QUERY, "user_id=ada&from=yesterday", "from must be RFC 3339, as 2026-11-22T12:00:00Z"),
         (USAGE_QUERY, "user_id=ada&to=1795348800", "to must be RFC 3339, as 2026-11-22T12:00:00Z"),
         (USAGE_QUERY, "user_id=ada&from=2026-12-01T00:00:00Z&to=2026-12-01T00:00:00Z", "from must lie before to"),

@@ -7,9 +7,9 @@ use expect_test::expect;
 use handlers::{Fault, Faulty, TestClock, WireFault, World};
 use serde_json::{Value, json};
 use tokentill::{
-    domain::{counting::Verdict, price_list::PriceList, time::DAY_SECS},
+    domain::{counting::Verdict, id::RequestId, price_list::PriceList, time::DAY_SECS},
     dynamodb::Store,
-    ports::{Clock, Tallies},
+    ports::{Audit, Clock, Tallies},
 };
 use usage::Usage;
 
@@ -96,8 +96,9 @@ impl Bench {
 
     /// Each row of a request: what was decided, and how often it was reported.
     async fn rows(&self, user_id: &str, request_id: &str) -> Vec<(Verdict, u64)> {
-        let rows = self.world.store().rows_of_request(&user(user_id), request_id).await.unwrap();
-        rows.iter().map(|row| (row.verdict, row.seen)).collect()
+        let request_id = RequestId::new(request_id).unwrap();
+        let rows = self.world.store().rows_of_request(&user(user_id), &request_id, None, 1_000).await.unwrap();
+        rows.iter().rev().map(|row| (row.verdict, row.seen)).collect()
     }
 
     async fn quarantined(&self) -> BTreeMap<String, usize> {
