@@ -1,10 +1,10 @@
 //! The access API: may this user call the model, and what did they use (the contract, 3.3).
 
-use std::{collections::BTreeMap, fmt::Write as _, future::Future, ops::Range};
+use std::{cell::Cell, collections::BTreeMap, fmt::Write as _, future::Future, ops::Range};
 
 use access::AccessApi;
 use expect_test::{Expect, expect};
-use handlers::{Fault, Faulty, TestClock, TestSecret, World};
+use handlers::{Fault, Faults, Faulty, TestClock, TestSecret, World};
 use lambda_http::{Body, Request, request};
 use serde_json::{Value, json};
 use tokentill::{
@@ -29,25 +29,37 @@ use crate::{
 
 /// The store as the access API uses it, whose calls can go wrong.
 #[derive(Debug)]
-pub(crate) struct Reads(pub(crate) Faulty<Store>);
+pub(crate) struct Reads {
+    store: Faulty<Store>,
+    /// The most rows that are read for an answer by hour, if that is to be fewer than the API allows.
+    most: Cell<usize>,
+}
 
 impl Reads {
+    pub(crate) fn faults(&self) -> &Faults {
+        &self.store.faults
+    }
+
+    pub(crate) fn at_most(&self, rows: usize) {
+        self.most.set(rows);
+    }
+
     async fn read<T>(&self, name: &'static str, effect: impl Future<Output = Result<T, Unavailable>>) -> Result<T, Unavailable> {
-        self.0.faults.around(name, |reason| Unavailable { what: name, reason }, effect).await
+        self.store.faults.around(name, |reason| Unavailable { what: name, reason }, effect).await
     }
 }
 
 impl Accounts for Reads {
     async fn account(&self, user_id: &UserId) -> Result<Option<Account>, Unavailable> {
-        self.0.account(user_id).await
+        self.store.account(user_id).await
     }
 
     async fn customer(&self, customer: &CustomerId) -> Result<Option<CustomerRecord>, Unavailable> {
-        self.0.customer(customer).await
+        self.store.customer(customer).await
     }
 
     async fn is_processed(&self, event_id: &EventId) -> Result<bool, Unavailable> {
-        self.0.is_processed(event_id).await
+        self.store.is_processed(event_id).await
     }
 
     async fn commit(&self, _: &AccountChange<'_>) -> Result<Commit, Unavailable> {
@@ -61,13 +73,13 @@ impl Accounts for Reads {
 
 impl Tallies for Reads {
     async fn tallies(&self, user_id: &UserId, from: UtcDay, to: UtcDay) -> Result<Vec<Tally>, Unavailable> {
-        self.read("tallies", self.0.port.tallies(user_id, from, to)).await
+        self.read("tallies", self.store.port.tallies(user_id, from, to)).await
     }
 }
 
 impl Reported for Reads {
     async fn books(&self, user_id: &UserId, from: UtcDay, to: UtcDay) -> Result<BTreeMap<String, Book>, Unavailable> {
-        self.read("books", self.0.port.books(user_id, from, to)).await
+        self.read("books", self.store.port.books(user_id, from, to)).await
     }
 }
 
@@ -79,7 +91,7 @@ impl Audit for Reads {
         after: Option<&Position>,
         most: usize,
     ) -> Result<Vec<LedgerRow>, Unavailable> {
-        self.read("rows_by_time", self.0.port.rows_by_time(user_id, moments, after, most)).await
+        self.read("rows_by_time", self.store.port.rows_by_time(user_id, moments, after, most)).await
     }
 
     async fn rows_of_request(
@@ -89,7 +101,7 @@ impl Audit for Reads {
         after: Option<&str>,
         most: usize,
     ) -> Result<Vec<LedgerRow>, Unavailable> {
-        self.read("rows_of_request", self.0.port.rows_of_request(user_id, request_id, after, most)).await
+        self.read("rows_of_request", self.store.port.rows_of_request(user_id, request_id, after, most)).await
     }
 
     async fn counted_by_hour(
@@ -98,7 +110,7 @@ impl Audit for Reads {
         moments: Range<EpochSecs>,
         most: usize,
     ) -> Result<Option<ByHour>, Unavailable> {
-        self.read("counted_by_hour", self.0.port.counted_by_hour(user_id, moments, most)).await
+        self.read("counted_by_hour", self.store.port.counted_by_hour(user_id, moments, most.min(self.most.get()))).await
     }
 }
 
@@ -111,7 +123,7 @@ pub(crate) async fn bench() -> Bench {
     let world = World::start().await;
     let api = AccessApi {
         tokens: TestSecret::new(SERVICE_TOKEN),
-        store: Reads(world.store_of("access")),
+        store: Reads { store: world.store_of("access"), most: Cell::new(usize::MAX) },
         clock: world.clock.clone(),
         prices: PriceList::shipped().unwrap(),
     };
@@ -550,6 +562,53 @@ async fn usage_by_day_shows_what_was_counted_reported_and_quarantined() {
 }
 
 #[tokio::test]
+async fn totals_tell_what_was_carried_rejected_and_read_back() {
+    let bench = bench().await;
+    commit(&bench.world, "ada", &subscriber("cus_Ada", "ada", "2026-11-10T00:00:00Z")).await;
+    let dated = |request_id: &str, timestamp: &str| with(call("ada", request_id), "timestamp", timestamp);
+    count(&bench.world, "inv", &[dated("req_1", "2026-11-20T12:00:00Z"), dated("req_2", "2026-11-21T12:00:00Z")]).await;
+    let tally_keys: Vec<String> = bench.world.items("tallies").await.iter().map(|tally| tally["tally_key"].to_string()).collect();
+    let segment = tally_keys[0].trim_matches('"')[10..].rsplit_once('/').unwrap().0.to_owned();
+    let check = |at: &str, reported: u64, stripe: u64| json!({"requests": {"at": self::at(at).as_secs(), "counted": reported, "reported": reported, "stripe": stripe}});
+    let book = |key: &str, attributes: Value| {
+        let mut item = json!({"user_id": "ada", "book_key": key, "version": 1, "meters": {}});
+        item.as_object_mut().unwrap().extend(attributes.as_object().unwrap().clone());
+        item
+    };
+    let books = [
+        book(
+            &format!("2026-11-20{segment}"),
+            json!({"meters": {"requests": {"reported": 5, "quarantined": 2}}, "carried_out": {"requests": 3}, "rejected": {"requests": 4},
+                   "replayed": {"requests": 1}, "checked": check("2026-11-21T02:00:00Z", 1, 1)}),
+        ),
+        // Another segment of the same day and customer: checked together, and later.
+        book(
+            "2026-11-20/6:billed/7:sub_Ada/10:1795000000/1:x",
+            json!({"checked": check("2026-11-21T03:00:00Z", 6, 5), "billing": bench.world.items("tallies").await[0]["billing"]}),
+        ),
+        // Another customer on the same day, whose book has no tally.
+        book("2026-11-20/6:billed/7:sub_Old/10:1794000000/1:x", json!({"checked": check("2026-11-21T01:00:00Z", 100, 100)})),
+        // What was carried in has no tally either, and one of its meters is counted nowhere.
+        book("2026-11-21/6:billed/7:sub_Ada/10:1795000000/1:x", json!({"carried_in": {"requests": 3, "images": 7}})),
+        book(&format!("2026-11-21{segment}"), json!({"checked": check("2026-11-22T02:00:00Z", 10, 12)})),
+        // Beyond the range.
+        book(&format!("2026-11-22{segment}"), json!({"checked": check("2026-11-22T11:00:00Z", 50, 0)})),
+    ];
+    for item in books {
+        let put = bench.world.client.put_item().table_name("tokentill-books");
+        put.set_item(Some(serde_dynamo::to_item(item).unwrap())).send().await.unwrap();
+    }
+    let usage = bench.usage("user_id=ada&from=2026-11-20T00:00:00Z&to=2026-11-22T00:00:00Z").await;
+    let nothing = json!({"counted": 0, "reported": 0, "carried": 0, "quarantined": 0, "rejected": 0, "carried_in": 7});
+    let checked = json!({"at": "2026-11-22T02:00:00Z", "stripe": 117, "reported": 116, "difference": 1});
+    let requests =
+        json!({"counted": 2, "reported": 1, "carried": 3, "quarantined": 2, "rejected": 3, "carried_in": 3, "checked": checked});
+    let counted = |n: u64| json!({"counted": n, "reported": 0, "carried": 0, "quarantined": 0, "rejected": 0});
+    let expected = json!({"requests": requests, "images": nothing, "tokens_in": counted(1_624), "tokens_out": counted(480)});
+    assert_eq!(usage["totals"], expected);
+}
+
+#[tokio::test]
 async fn usage_of_a_range_shows_the_days_it_touches_and_no_others() {
     let bench = bench().await;
     let events: Vec<Value> =
@@ -578,7 +637,7 @@ async fn what_is_not_available_is_answered_503_and_works_again_afterwards() {
     let bench = bench().await;
     bench.api.tokens.faults.at("secret", 1, Fault::LoseRequest);
     assert_eq!(bench.problem(get(ACCESS, "user_id=ada")).await.0, 503);
-    let store = &bench.api.store.0.faults;
+    let store = bench.api.store.faults();
     store.at("account", 1, Fault::LoseRequest);
     assert_eq!(bench.problem(get(ACCESS, "user_id=ada")).await.0, 503);
     store.at("tallies", 1, Fault::LoseReply);

@@ -60,8 +60,12 @@ pub(crate) fn several(events: &[Value]) -> Value {
 
 /// Counts events, each invocation by another name.
 pub(crate) async fn count(world: &World, invocation: &str, events: &[Value]) {
-    let again = handle(&function(world), messages(world, &[("m", several(events))]), invocation).await;
-    assert_eq!(again, Vec::<String>::new());
+    assert_eq!(hand_over(&function(world), world, invocation, events).await, Vec::<String>::new());
+}
+
+/// Hands events to a usage function in one message; which messages have to come again.
+pub(crate) async fn hand_over(usage: &Function, world: &World, invocation: &str, events: &[Value]) -> Vec<String> {
+    handle(usage, messages(world, &[("m", several(events))]), invocation).await
 }
 
 fn messages(world: &World, bodies: &[(&str, Value)]) -> SqsEvent {
