@@ -135,7 +135,8 @@ fn totals<'a>(tallies: &'a [Tally], books: &'a BTreeMap<String, Book>) -> BTreeM
         for meter in meters {
             let total = totals.entry(meter).or_default();
             let BookTotals { reported, carried, quarantined, rejected } = book.totals(meter);
-            add(&mut total.carried_in, book.carried_in.get(meter).copied().unwrap_or(0));
+            let carried_in = book.carried_in.get(meter).into_iter().flat_map(BTreeMap::values);
+            add(&mut total.carried_in, carried_in.copied().fold(0, u64::saturating_add));
             add(&mut total.of_books.reported, reported);
             add(&mut total.of_books.carried, carried);
             add(&mut total.of_books.quarantined, quarantined);

@@ -589,7 +589,10 @@ async fn totals_tell_what_was_carried_rejected_and_read_back() {
         // Another customer on the same day, whose book has no tally.
         book("2026-11-20/6:billed/7:sub_Old/10:1794000000/1:x", json!({"checked": check("2026-11-21T01:00:00Z", 100, 100)})),
         // What was carried in has no tally either, and one of its meters is counted nowhere.
-        book("2026-11-21/6:billed/7:sub_Ada/10:1795000000/1:x", json!({"carried_in": {"requests": 3, "images": 7}})),
+        book(
+            "2026-11-21/6:billed/7:sub_Ada/10:1795000000/1:x",
+            json!({"carried_in": {"requests": {"a": 2, "b": 1}, "images": {"a": 7}}}),
+        ),
         book(&format!("2026-11-21{segment}"), json!({"checked": check("2026-11-22T02:00:00Z", 10, 12)})),
         // Beyond the range.
         book(&format!("2026-11-22{segment}"), json!({"checked": check("2026-11-22T11:00:00Z", 50, 0)})),
