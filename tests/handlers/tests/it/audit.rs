@@ -275,6 +275,7 @@ async fn no_event_is_skipped_or_shown_twice_over_pages() {
         loop {
             let page = bench.events(&format!("user_id=ada&limit={limit}{cursor}")).await;
             shown.extend(names(&page).into_iter().filter(|name| !name.starts_with("new")));
+            assert!(shown.len() <= 100, "by pages of {limit} events come again");
             let Some(next) = page["cursor"].as_str() else { break };
             cursor = format!("&cursor={next}");
             let n = shown.len();
