@@ -5,16 +5,17 @@
     reason = "handlers are generic over ports and run on one thread; nobody needs these futures to be `Send`"
 )]
 
-use std::{fmt, sync::Arc};
+use std::{collections::BTreeMap, fmt, ops::Range, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 
 use crate::domain::{
     account::Account,
+    audit::{ByHour, Position},
     counting::{Batch, LedgerRow, QuarantineReason, RowKey},
     facts::CustomerFacts,
     hint::Hint,
-    id::{CustomerId, EventId, UserId},
+    id::{CustomerId, EventId, RequestId, UserId},
     notice::Notice,
     report::{Book, MeterReport, Tally},
     time::{EpochSecs, UtcDay},
@@ -396,11 +397,52 @@ pub struct Hold {
 
 /// What the reporter knows of a user's tallies, for those who only read it.
 pub trait Reported {
-    /// All books of a user from one UTC day to another, both included.
+    /// All books of a user from one UTC day to another, both included, by their tallies' keys.
     ///
     /// # Errors
     /// [`Unavailable`], also if an item cannot be read by this version.
-    async fn books(&self, user_id: &UserId, from: UtcDay, to: UtcDay) -> Result<Vec<Book>, Unavailable>;
+    async fn books(&self, user_id: &UserId, from: UtcDay, to: UtcDay) -> Result<BTreeMap<String, Book>, Unavailable>;
+}
+
+/// The ledger, for those who only read it.
+pub trait Audit {
+    /// A user's rows of these moments in the account's time, newest first, at most `most` of them, from where an earlier page
+    /// ended. See [`Position`] for the order.
+    ///
+    /// # Errors
+    /// [`Unavailable`], also if a row cannot be read by this version.
+    async fn rows_by_time(
+        &self,
+        user_id: &UserId,
+        moments: Range<EpochSecs>,
+        after: Option<&Position>,
+        most: usize,
+    ) -> Result<Vec<LedgerRow>, Unavailable>;
+
+    /// The rows of one request, whatever became of it, read consistently: the success first, then the failures, newest first.
+    /// At most `most` of them, after the row of this key.
+    ///
+    /// # Errors
+    /// [`Unavailable`], also if a row cannot be read by this version.
+    async fn rows_of_request(
+        &self,
+        user_id: &UserId,
+        request_id: &RequestId,
+        after: Option<&str>,
+        most: usize,
+    ) -> Result<Vec<LedgerRow>, Unavailable>;
+
+    /// What was counted of a user in each UTC hour of these moments, by the rows' own moments. `None` if more than `most` rows
+    /// would have to be read for it.
+    ///
+    /// # Errors
+    /// [`Unavailable`], also if a row cannot be read by this version.
+    async fn counted_by_hour(
+        &self,
+        user_id: &UserId,
+        moments: Range<EpochSecs>,
+        most: usize,
+    ) -> Result<Option<ByHour>, Unavailable>;
 }
 
 /// The accounts at which something is due by time alone.

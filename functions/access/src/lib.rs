@@ -1,12 +1,15 @@
 //! The access API: may this user call the model, and what did they use (the contract, 3.3).
 
+mod events;
 mod problem;
+mod query;
 mod usage;
 
 use std::collections::BTreeMap;
 
-use lambda_http::{Body, Request, RequestExt, Response};
+use lambda_http::{Body, Request, Response};
 use problem::Problem;
+use query::Query;
 use sha2::{Digest, Sha256};
 use subtle::{Choice, ConstantTimeEq};
 use tokentill::{
@@ -18,7 +21,7 @@ use tokentill::{
         time::EpochSecs,
     },
     log::Line,
-    ports::{Accounts, Clock, Reported, Secrets, Tallies, Unavailable},
+    ports::{Accounts, Audit, Clock, Reported, Secrets, Tallies, Unavailable},
 };
 
 /// A longer body is refused.
@@ -29,7 +32,7 @@ const MAX_BODY_BYTES: usize = 64 * 1024;
 pub struct AccessApi<S, T, C> {
     /// The service tokens that may ask.
     pub tokens: S,
-    /// Accounts, tallies and books, all of them only read.
+    /// Accounts, tallies, books and the ledger, all of them only read.
     pub store: T,
     /// The clock answers are made by.
     pub clock: C,
@@ -40,7 +43,7 @@ pub struct AccessApi<S, T, C> {
 /// An answer's body, or what is wrong.
 type Answer = Result<serde_json::Value, Problem>;
 
-impl<S: Secrets, T: Accounts + Tallies + Reported, C: Clock> AccessApi<S, T, C> {
+impl<S: Secrets, T: Accounts + Tallies + Reported + Audit, C: Clock> AccessApi<S, T, C> {
     /// Answers one request. It never fails: what goes wrong is an answer of its own.
     pub async fn handle(&self, request: Request) -> Response<Body> {
         let route = format!("{} {}", request.method(), route_of(&request));
@@ -71,6 +74,7 @@ impl<S: Secrets, T: Accounts + Tallies + Reported, C: Clock> AccessApi<S, T, C> 
         match (request.method().as_str(), route_of(request).as_str()) {
             ("GET", "/v1/access") => self.access(request).await,
             ("GET", "/v1/usage") => self.usage(request).await,
+            ("GET", "/v1/usage/events") => self.events(request).await,
             _ => Err(Problem::not_found()),
         }
     }
@@ -90,7 +94,7 @@ impl<S: Secrets, T: Accounts + Tallies + Reported, C: Clock> AccessApi<S, T, C> 
     }
 
     async fn access(&self, request: &Request) -> Answer {
-        let user_id = user_id(request)?;
+        let user_id = Query::of(request).user_id()?;
         let now = self.clock.now();
         let account = self.store.account(&user_id).await?;
         let local_now = account.as_ref().map_or(now, |account| account.local_time(now));
@@ -100,6 +104,12 @@ impl<S: Secrets, T: Accounts + Tallies + Reported, C: Clock> AccessApi<S, T, C> 
         let used = if has_quotas { self.used(&user_id, &place, local_now).await? } else { BTreeMap::new() };
         let access: Access = access::access(&user_id, account.as_ref(), &self.prices, now, &used, segment_end(&place, local_now));
         serde_json::to_value(access).map_err(|error| Problem::unavailable(error.to_string()))
+    }
+
+    /// Now in the account's own time, which a test clock may have moved.
+    async fn local_now(&self, user_id: &UserId) -> Result<EpochSecs, Unavailable> {
+        let now = self.clock.now();
+        Ok(self.store.account(user_id).await?.map_or(now, |account| account.local_time(now)))
     }
 
     /// What was counted in the present segment, per meter.
@@ -141,12 +151,6 @@ fn route_of(request: &Request) -> String {
 fn bearer_token(header: &str) -> Option<&str> {
     let (scheme, token) = header.split_once(' ')?;
     Some(token.trim()).filter(|token| scheme.eq_ignore_ascii_case("bearer") && !token.is_empty())
-}
-
-fn user_id(request: &Request) -> Result<UserId, Problem> {
-    let query = request.query_string_parameters();
-    let user_id = query.first("user_id").ok_or_else(|| Problem::bad_request("user_id is missing: add ?user_id=…".to_owned()))?;
-    UserId::new(user_id).map_err(|error| Problem::bad_request(error.to_string()))
 }
 
 impl From<Unavailable> for Problem {

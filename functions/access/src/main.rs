@@ -11,7 +11,7 @@ async fn main() -> Result<(), Error> {
     let mut env = config::Environment::of_process();
     let api = AccessApi {
         tokens: env.parameter("TOKENTILL_SERVICE_TOKENS_PARAMETER", &aws),
-        store: Store::new(aws_sdk_dynamodb::Client::new(&aws), env.tables(&["accounts", "tallies", "books"])),
+        store: Store::new(aws_sdk_dynamodb::Client::new(&aws), env.tables(&["accounts", "ledger", "tallies", "books"])),
         clock: SystemClock,
         prices: PriceList::shipped()?,
     };

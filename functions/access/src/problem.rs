@@ -24,7 +24,7 @@ impl Problem {
     }
 
     pub(crate) fn not_found() -> Self {
-        let detail = "there is GET /v1/access and GET /v1/usage".to_owned();
+        let detail = "there is GET /v1/access, GET /v1/usage and GET /v1/usage/events".to_owned();
         Self { status: 404, title: "Not found", detail, log: None }
     }
 

@@ -122,6 +122,28 @@ pub fn composite_key(parts: &[&str]) -> String {
     key
 }
 
+/// The parts that a composite key was made of; `None` if the text is none.
+///
+/// ```
+/// use tokentill::domain::id::composite_parts;
+/// assert_eq!(composite_parts("3:ada/3:r/1"), Some(vec!["ada", "r/1"]));
+/// assert_eq!(composite_parts("ada/r/1"), None);
+/// ```
+#[must_use]
+pub fn composite_parts(key: &str) -> Option<Vec<&str>> {
+    let mut parts = Vec::new();
+    let mut rest = key;
+    loop {
+        let (length, after) = rest.split_once(':')?;
+        let (part, after) = after.split_at_checked(length.parse().ok()?)?;
+        parts.push(part);
+        if after.is_empty() {
+            return Some(parts);
+        }
+        rest = after.strip_prefix('/')?;
+    }
+}
+
 /// One of `shards` numbers: spreads keys evenly and stays the same for ever.
 ///
 /// Stored items depend on it, so the hash is written out here instead of using the standard library's, which may change.
@@ -160,6 +182,17 @@ mod tests {
             for (at, key) in keys.iter().enumerate() {
                 prop_assert!(!keys[at + 1..].contains(key), "{key} stands for two lists");
             }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_composite_key_is_read_as_it_was_made(parts in proptest::collection::vec("[a:/1ü]{0,4}", 1..4)) {
+            let parts: Vec<&str> = parts.iter().map(String::as_str).collect();
+            let key = composite_key(&parts);
+            prop_assert_eq!(composite_parts(&key), Some(parts));
+            let longer = format!("{key}/");
+            prop_assert_eq!(composite_parts(&longer), None);
         }
     }
 

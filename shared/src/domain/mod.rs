@@ -7,6 +7,7 @@
 
 pub mod access;
 pub mod account;
+pub mod audit;
 pub mod counting;
 pub mod destination;
 pub mod envelope;

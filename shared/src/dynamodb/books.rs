@@ -225,9 +225,10 @@ impl Store {
 }
 
 impl Reported for Store {
-    async fn books(&self, user_id: &UserId, from: UtcDay, to: UtcDay) -> Result<Vec<Book>, Unavailable> {
+    async fn books(&self, user_id: &UserId, from: UtcDay, to: UtcDay) -> Result<BTreeMap<String, Book>, Unavailable> {
         let items = self.query_books(user_id, from, to, false).await?;
-        items.into_iter().map(|item| from_item(BOOK, item)).collect()
+        let keyed = |item: Item| Ok((from_item::<BookKey>(BOOK, item.clone())?.book_key, from_item(BOOK, item)?));
+        items.into_iter().map(keyed).collect()
     }
 }
 

@@ -350,26 +350,6 @@ fn read_reasons(what: &'static str, batch: &Batch, reasons: Vec<CancellationReas
     Ok(Written::Nothing(problems))
 }
 
-impl Store {
-    /// Every row of one request, whatever became of it.
-    ///
-    /// # Errors
-    /// [`Unavailable`], also if a row cannot be read by this version.
-    pub async fn rows_of_request(&self, user_id: &UserId, request_id: &str) -> Result<Vec<LedgerRow>, Unavailable> {
-        const WHAT: &str = "reading a request's rows";
-        let key = crate::domain::id::composite_key(&[user_id.as_str(), request_id]);
-        let query = self
-            .client
-            .query()
-            .table_name(&self.tables.ledger)
-            .key_condition_expression("request_key = :key")
-            .expression_attribute_values(":key", text(key))
-            .consistent_read(true);
-        let page = query.send().await.map_err(unavailable(WHAT))?;
-        page.items.unwrap_or_default().into_iter().map(|item| from_item(WHAT, item)).collect()
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -8,6 +8,7 @@
 //! attribute of the item.
 
 mod accounts;
+mod audit;
 mod books;
 mod control;
 mod ledger;

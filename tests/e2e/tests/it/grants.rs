@@ -236,7 +236,10 @@ impl Work<'_> {
 
     async fn access(&self) -> Result<()> {
         self.get("/v1/access?user_id=somebody").await?;
-        self.get("/v1/usage?user_id=somebody").await.map(drop)
+        self.get("/v1/usage?user_id=somebody").await?;
+        // The ledger by its index, and the table itself.
+        self.get("/v1/usage/events?user_id=somebody").await?;
+        self.get("/v1/usage/events?user_id=somebody&request_id=req_1").await.map(drop)
     }
 
     /// A user with a subscription, synchronised: customer, subscription, and the end of its period.

@@ -1,23 +1,25 @@
 //! The access API: may this user call the model, and what did they use (the contract, 3.3).
 
-use std::{fmt::Write as _, future::Future};
+use std::{cell::Cell, collections::BTreeMap, fmt::Write as _, future::Future, ops::Range};
 
 use access::AccessApi;
 use expect_test::{Expect, expect};
-use handlers::{Fault, Faulty, TestClock, TestSecret, World};
+use handlers::{Fault, Faults, Faulty, TestClock, TestSecret, World};
 use lambda_http::{Body, Request, request};
 use serde_json::{Value, json};
 use tokentill::{
     domain::{
         account::Account,
+        audit::{ByHour, Position},
+        counting::LedgerRow,
         facts::Status,
-        id::{CustomerId, EventId, UserId},
+        id::{CustomerId, EventId, RequestId, UserId},
         price_list::PriceList,
         report::{Book, Tally},
-        time::UtcDay,
+        time::{EpochSecs, UtcDay},
     },
     dynamodb::Store,
-    ports::{AccountChange, Accounts, Clock, Commit, CustomerRecord, Reported, Tallies, Unavailable},
+    ports::{AccountChange, Accounts, Audit, Clock, Commit, CustomerRecord, Reported, Tallies, Unavailable},
 };
 
 use crate::{
@@ -27,25 +29,37 @@ use crate::{
 
 /// The store as the access API uses it, whose calls can go wrong.
 #[derive(Debug)]
-struct Reads(Faulty<Store>);
+pub(crate) struct Reads {
+    store: Faulty<Store>,
+    /// The most rows that are read for an answer by hour, if that is to be fewer than the API allows.
+    most: Cell<usize>,
+}
 
 impl Reads {
+    pub(crate) fn faults(&self) -> &Faults {
+        &self.store.faults
+    }
+
+    pub(crate) fn at_most(&self, rows: usize) {
+        self.most.set(rows);
+    }
+
     async fn read<T>(&self, name: &'static str, effect: impl Future<Output = Result<T, Unavailable>>) -> Result<T, Unavailable> {
-        self.0.faults.around(name, |reason| Unavailable { what: name, reason }, effect).await
+        self.store.faults.around(name, |reason| Unavailable { what: name, reason }, effect).await
     }
 }
 
 impl Accounts for Reads {
     async fn account(&self, user_id: &UserId) -> Result<Option<Account>, Unavailable> {
-        self.0.account(user_id).await
+        self.store.account(user_id).await
     }
 
     async fn customer(&self, customer: &CustomerId) -> Result<Option<CustomerRecord>, Unavailable> {
-        self.0.customer(customer).await
+        self.store.customer(customer).await
     }
 
     async fn is_processed(&self, event_id: &EventId) -> Result<bool, Unavailable> {
-        self.0.is_processed(event_id).await
+        self.store.is_processed(event_id).await
     }
 
     async fn commit(&self, _: &AccountChange<'_>) -> Result<Commit, Unavailable> {
@@ -59,26 +73,57 @@ impl Accounts for Reads {
 
 impl Tallies for Reads {
     async fn tallies(&self, user_id: &UserId, from: UtcDay, to: UtcDay) -> Result<Vec<Tally>, Unavailable> {
-        self.read("tallies", self.0.port.tallies(user_id, from, to)).await
+        self.read("tallies", self.store.port.tallies(user_id, from, to)).await
     }
 }
 
 impl Reported for Reads {
-    async fn books(&self, user_id: &UserId, from: UtcDay, to: UtcDay) -> Result<Vec<Book>, Unavailable> {
-        self.read("books", self.0.port.books(user_id, from, to)).await
+    async fn books(&self, user_id: &UserId, from: UtcDay, to: UtcDay) -> Result<BTreeMap<String, Book>, Unavailable> {
+        self.read("books", self.store.port.books(user_id, from, to)).await
     }
 }
 
-struct Bench {
-    world: World,
-    api: AccessApi<TestSecret, Reads, TestClock>,
+impl Audit for Reads {
+    async fn rows_by_time(
+        &self,
+        user_id: &UserId,
+        moments: Range<EpochSecs>,
+        after: Option<&Position>,
+        most: usize,
+    ) -> Result<Vec<LedgerRow>, Unavailable> {
+        self.read("rows_by_time", self.store.port.rows_by_time(user_id, moments, after, most)).await
+    }
+
+    async fn rows_of_request(
+        &self,
+        user_id: &UserId,
+        request_id: &RequestId,
+        after: Option<&str>,
+        most: usize,
+    ) -> Result<Vec<LedgerRow>, Unavailable> {
+        self.read("rows_of_request", self.store.port.rows_of_request(user_id, request_id, after, most)).await
+    }
+
+    async fn counted_by_hour(
+        &self,
+        user_id: &UserId,
+        moments: Range<EpochSecs>,
+        most: usize,
+    ) -> Result<Option<ByHour>, Unavailable> {
+        self.read("counted_by_hour", self.store.port.counted_by_hour(user_id, moments, most.min(self.most.get()))).await
+    }
 }
 
-async fn bench() -> Bench {
+pub(crate) struct Bench {
+    pub(crate) world: World,
+    pub(crate) api: AccessApi<TestSecret, Reads, TestClock>,
+}
+
+pub(crate) async fn bench() -> Bench {
     let world = World::start().await;
     let api = AccessApi {
         tokens: TestSecret::new(SERVICE_TOKEN),
-        store: Reads(world.store_of("access")),
+        store: Reads { store: world.store_of("access"), most: Cell::new(usize::MAX) },
         clock: world.clock.clone(),
         prices: PriceList::shipped().unwrap(),
     };
@@ -86,10 +131,10 @@ async fn bench() -> Bench {
 }
 
 /// What came back: status, content type, body.
-type Answer = (u16, String, Value);
+pub(crate) type Answer = (u16, String, Value);
 
 /// A sample's request by another query, and with the token that is configured here.
-fn get(sample: &str, query: &str) -> Request {
+pub(crate) fn get(sample: &str, query: &str) -> Request {
     let mut event = parsed(sample);
     event["rawQueryString"] = query.into();
     event["headers"]["authorization"] = format!("Bearer {SERVICE_TOKEN}").into();
@@ -97,7 +142,7 @@ fn get(sample: &str, query: &str) -> Request {
 }
 
 /// Percent-encodes a query's value as an HTTP client does.
-fn encoded(text: &str) -> String {
+pub(crate) fn encoded(text: &str) -> String {
     text.bytes().fold(String::new(), |mut query, byte| {
         if byte.is_ascii_alphanumeric() {
             query.push(char::from(byte))
@@ -109,7 +154,7 @@ fn encoded(text: &str) -> String {
 }
 
 impl Bench {
-    async fn ask(&self, request: Request) -> Answer {
+    pub(crate) async fn ask(&self, request: Request) -> Answer {
         let response = self.api.handle(request).await;
         let content_type = response.headers()["content-type"].to_str().unwrap().to_owned();
         let Body::Text(body) = response.body() else { panic!("{:?}", response.body()) };
@@ -127,13 +172,13 @@ impl Bench {
         expected.assert_eq(&format!("{:#}", self.access(user_id).await));
     }
 
-    async fn usage(&self, query: &str) -> Value {
+    pub(crate) async fn usage(&self, query: &str) -> Value {
         let (status, content_type, body) = self.ask(get(USAGE_QUERY, query)).await;
         assert_eq!((status, content_type.as_str()), (200, "application/json"), "{body}");
         body
     }
 
-    async fn problem(&self, request: Request) -> (u16, String) {
+    pub(crate) async fn problem(&self, request: Request) -> (u16, String) {
         let (status, content_type, body) = self.ask(request).await;
         assert_eq!((content_type.as_str(), &body["status"]), ("application/problem+json", &json!(status)), "{body}");
         (status, body["detail"].as_str().unwrap().to_owned())
@@ -374,7 +419,7 @@ async fn a_bad_question_is_answered_400_with_what_to_do() {
         (ACCESS, "user_id=", "user_id is empty"),
         (ACCESS, long.as_str(), "user_id is longer than 128 characters"),
         (USAGE_QUERY, "from=2026-11-01T00:00:00Z", "user_id is missing: add ?user_id=…"),
-        (USAGE_QUERY, "user_id=ada&by=minute", "by must be day"),
+        (USAGE_QUERY, "user_id=ada&by=minute", "by must be day or hour"),
         (USAGE_QUERY, "user_id=ada&from=yesterday", "from must be RFC 3339, as 2026-11-22T12:00:00Z"),
         (USAGE_QUERY, "user_id=ada&to=1795348800", "to must be RFC 3339, as 2026-11-22T12:00:00Z"),
         (USAGE_QUERY, "user_id=ada&from=2026-12-01T00:00:00Z&to=2026-12-01T00:00:00Z", "from must lie before to"),
@@ -517,6 +562,56 @@ async fn usage_by_day_shows_what_was_counted_reported_and_quarantined() {
 }
 
 #[tokio::test]
+async fn totals_tell_what_was_carried_rejected_and_read_back() {
+    let bench = bench().await;
+    commit(&bench.world, "ada", &subscriber("cus_Ada", "ada", "2026-11-10T00:00:00Z")).await;
+    let dated = |request_id: &str, timestamp: &str| with(call("ada", request_id), "timestamp", timestamp);
+    count(&bench.world, "inv", &[dated("req_1", "2026-11-20T12:00:00Z"), dated("req_2", "2026-11-21T12:00:00Z")]).await;
+    let tally_keys: Vec<String> = bench.world.items("tallies").await.iter().map(|tally| tally["tally_key"].to_string()).collect();
+    let segment = tally_keys[0].trim_matches('"')[10..].rsplit_once('/').unwrap().0.to_owned();
+    let check = |at: &str, reported: u64, stripe: u64| json!({"requests": {"at": self::at(at).as_secs(), "counted": reported, "reported": reported, "stripe": stripe}});
+    let book = |key: &str, attributes: Value| {
+        let mut item = json!({"user_id": "ada", "book_key": key, "version": 1, "meters": {}});
+        item.as_object_mut().unwrap().extend(attributes.as_object().unwrap().clone());
+        item
+    };
+    let books = [
+        book(
+            &format!("2026-11-20{segment}"),
+            json!({"meters": {"requests": {"reported": 5, "quarantined": 2}}, "carried_out": {"requests": 3}, "rejected": {"requests": 4},
+                   "replayed": {"requests": 1}, "checked": check("2026-11-21T02:00:00Z", 1, 1)}),
+        ),
+        // Another segment of the same day and customer: checked together, and later.
+        book(
+            "2026-11-20/6:billed/7:sub_Ada/10:1795000000/1:x",
+            json!({"checked": check("2026-11-21T03:00:00Z", 6, 5), "billing": bench.world.items("tallies").await[0]["billing"]}),
+        ),
+        // Another customer on the same day, whose book has no tally.
+        book("2026-11-20/6:billed/7:sub_Old/10:1794000000/1:x", json!({"checked": check("2026-11-21T01:00:00Z", 100, 100)})),
+        // What was carried in has no tally either, and one of its meters is counted nowhere.
+        book(
+            "2026-11-21/6:billed/7:sub_Ada/10:1795000000/1:x",
+            json!({"carried_in": {"requests": {"a": 2, "b": 1}, "images": {"a": 7}}}),
+        ),
+        book(&format!("2026-11-21{segment}"), json!({"checked": check("2026-11-22T02:00:00Z", 10, 12)})),
+        // Beyond the range.
+        book(&format!("2026-11-22{segment}"), json!({"checked": check("2026-11-22T11:00:00Z", 50, 0)})),
+    ];
+    for item in books {
+        let put = bench.world.client.put_item().table_name("tokentill-books");
+        put.set_item(Some(serde_dynamo::to_item(item).unwrap())).send().await.unwrap();
+    }
+    let usage = bench.usage("user_id=ada&from=2026-11-20T00:00:00Z&to=2026-11-22T00:00:00Z").await;
+    let nothing = json!({"counted": 0, "reported": 0, "carried": 0, "quarantined": 0, "rejected": 0, "carried_in": 7});
+    let checked = json!({"at": "2026-11-22T02:00:00Z", "stripe": 117, "reported": 116, "difference": 1});
+    let requests =
+        json!({"counted": 2, "reported": 1, "carried": 3, "quarantined": 2, "rejected": 3, "carried_in": 3, "checked": checked});
+    let counted = |n: u64| json!({"counted": n, "reported": 0, "carried": 0, "quarantined": 0, "rejected": 0});
+    let expected = json!({"requests": requests, "images": nothing, "tokens_in": counted(1_624), "tokens_out": counted(480)});
+    assert_eq!(usage["totals"], expected);
+}
+
+#[tokio::test]
 async fn usage_of_a_range_shows_the_days_it_touches_and_no_others() {
     let bench = bench().await;
     let events: Vec<Value> =
@@ -545,7 +640,7 @@ async fn what_is_not_available_is_answered_503_and_works_again_afterwards() {
     let bench = bench().await;
     bench.api.tokens.faults.at("secret", 1, Fault::LoseRequest);
     assert_eq!(bench.problem(get(ACCESS, "user_id=ada")).await.0, 503);
-    let store = &bench.api.store.0.faults;
+    let store = bench.api.store.faults();
     store.at("account", 1, Fault::LoseRequest);
     assert_eq!(bench.problem(get(ACCESS, "user_id=ada")).await.0, 503);
     store.at("tallies", 1, Fault::LoseReply);

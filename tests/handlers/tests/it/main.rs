@@ -9,6 +9,7 @@
 #![allow(clippy::as_conversions, reason = "test data is small")]
 
 mod access;
+mod audit;
 mod load;
 mod logs;
 mod reporter;

@@ -546,12 +546,13 @@ async fn what_is_carried_is_noted_in_both_books_and_they_balance() {
     let run = bench.run().await;
     assert_eq!((run.carried, run.delivered, run.tallies), (3, 3, 2));
     let requests = MeterId::new("requests").unwrap();
-    let books: Vec<Book> = bench
+    let books = bench
         .world
         .store()
         .books(&user("ada"), at("2026-11-01T00:00:00Z").day(), at("2026-12-31T00:00:00Z").day())
         .await
         .unwrap();
+    let books: Vec<Book> = books.into_values().collect();
     let shown: Vec<_> = books.iter().map(|book| book.totals(&requests)).collect();
     let totals = |reported, carried| BookTotals { reported, carried, ..BookTotals::default() };
     assert_eq!(shown, [totals(0, 3), totals(3, 0)]);

@@ -10,13 +10,13 @@ use tokentill::{
     domain::{
         account::Account,
         counting::{self, Batch, Intake, Verdict},
-        id::shard_of,
+        id::{RequestId, shard_of},
         price_list::PriceList,
         time::DAY_SECS,
         usage::{Message, read_message, recount_message},
     },
     dynamodb::Store,
-    ports::{AccountChange, Accounts, Clock, Commit, Ledger, Tallies, Written},
+    ports::{AccountChange, Accounts, Audit, Clock, Commit, Ledger, Tallies, Written},
 };
 use usage::Usage;
 
@@ -67,8 +67,12 @@ pub(crate) fn several(events: &[Value]) -> Value {
 
 /// Counts events, each invocation by another name.
 pub(crate) async fn count(world: &World, invocation: &str, events: &[Value]) {
-    let again = handle(&function(world), messages(world, &[("m", several(events))]), invocation).await;
-    assert_eq!(again, Vec::<String>::new());
+    assert_eq!(hand_over(&function(world), world, invocation, events).await, Vec::<String>::new());
+}
+
+/// Hands events to a usage function in one message; which messages have to come again.
+pub(crate) async fn hand_over(usage: &Function, world: &World, invocation: &str, events: &[Value]) -> Vec<String> {
+    handle(usage, messages(world, &[("m", several(events))]), invocation).await
 }
 
 fn messages(world: &World, bodies: &[(&str, Value)]) -> SqsEvent {
@@ -103,8 +107,9 @@ impl Bench {
 
     /// Each row of a request: what was decided, and how often it was reported.
     async fn rows(&self, user_id: &str, request_id: &str) -> Vec<(Verdict, u64)> {
-        let rows = self.world.store().rows_of_request(&user(user_id), request_id).await.unwrap();
-        rows.iter().map(|row| (row.verdict, row.seen)).collect()
+        let request_id = RequestId::new(request_id).unwrap();
+        let rows = self.world.store().rows_of_request(&user(user_id), &request_id, None, 1_000).await.unwrap();
+        rows.iter().rev().map(|row| (row.verdict, row.seen)).collect()
     }
 
     async fn quarantined(&self) -> BTreeMap<String, usize> {
