@@ -401,7 +401,8 @@ pub(crate) fn report_rejected(world: &mut World, meter: Option<String>) {
         .map(|(code, identifiers)| {
             // Of several never all, so that nobody comes to rely on it.
             let shown = MOST_SAMPLES.min(identifiers.len().saturating_sub(1)).max(1);
-            let sample = |identifier| json!({"error_message": format!("The event was not recorded: {code}."), "request": {"identifier": identifier}});
+            let message = format!("The event was not recorded: {code}.");
+            let sample = |identifier| json!({"error_message": message, "request": {"identifier": identifier}});
             let samples: Vec<Value> = identifiers.iter().take(shown).map(sample).collect();
             json!({"code": code, "error_count": identifiers.len(), "sample_errors": samples})
         })
