@@ -193,7 +193,8 @@ async fn usage_that_is_thrown_away_is_told_by_a_thin_event_with_a_few_samples() 
     // This endpoint gets all snapshots, and no thin event.
     let setting = Setting::with_endpoint("*").await;
     setting.post("/_sandbox/delivery", &[("mode", "drop")]).await;
-    setting.post("/_sandbox/settings", &[("meter_error_delay_ms", "300")]).await;
+    // Long enough for all of it to come into one report of each meter, also on a busy machine.
+    setting.post("/_sandbox/settings", &[("meter_error_delay_ms", "2500")]).await;
     let (requests, tokens) = (setting.meter("requests").await, setting.meter("tokens").await);
     setting.post(&format!("/v1/billing/meters/{tokens}/deactivate"), &[]).await;
     let customer = setting.customer().await;
