@@ -622,6 +622,10 @@ mod tests {
             ("2026-11-25", vec![older, overdue]),
         ];
         check(&looks, &["pro 2026-11-10..2026-11-20", "sub_2 lite 2026-11-20..2026-11-25", "pro 2026-11-25..2026-12-10+"]);
+        // Also where the older one's period is the later one.
+        let renewed = on("pro", monthly("2026-11-10"), "2026-12-10");
+        let looks = [looks[0].clone(), looks[1].clone(), ("2026-12-15", vec![renewed, looks[2].1[1].clone()])];
+        check(&looks, &["pro 2026-11-10..2026-11-20", "sub_2 lite 2026-11-20..2026-12-15", "pro 2026-12-15..2027-01-10+"]);
     }
 
     #[test]
