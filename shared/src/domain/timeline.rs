@@ -502,6 +502,12 @@ mod tests {
             ("2026-11-26", vec![paid.clone()]),
         ];
         check(&looks, &["trial pro 2026-11-10..2026-11-24T06:00:00Z+", "pro 2026-11-24T06:00:00Z..2026-12-24T06:00:00Z+"]);
+        // Cancelled after it, before anybody told of its end.
+        let ended = cancelled("2026-12-01", paid.clone());
+        check(
+            &[("2026-11-10", vec![trial.clone()]), ("2026-12-01T00:00:05Z", vec![ended])],
+            &["trial pro 2026-11-10..2026-11-24T06:00:00Z+", "pro 2026-11-24T06:00:00Z..2026-12-01"],
+        );
         // Who is joined after it has no billed past in the trial.
         check(&[("2026-11-26", vec![paid])], &["pro 2026-11-24T06:00:00Z..2026-12-24T06:00:00Z+"]);
         // Ended early, at the second that Stripe names.
