@@ -17,6 +17,7 @@ use crate::domain::{
     hint::Hint,
     id::{CustomerId, EventId, RequestId, UserId},
     notice::Notice,
+    read_back::Rejections,
     report::{Book, MeterReport, Tally},
     time::{EpochSecs, UtcDay},
 };
@@ -371,9 +372,6 @@ pub struct ReporterMemory {
     /// Up to which moment segments that ended were looked for.
     #[serde(default)]
     pub ends_through: Option<EpochSecs>,
-    /// The word of Stripe's of usage it threw away that was followed up.
-    #[serde(default)]
-    pub rejections_through: Option<EpochSecs>,
     /// The tables that the books were kept in.
     #[serde(default)]
     pub table_ids: Vec<String>,
@@ -513,17 +511,23 @@ pub trait Recounts {
 
 /// Keeps in mind that Stripe threw usage away after it had taken it.
 pub trait MeterErrors {
-    /// Remembers the newest such word of Stripe's; an older one changes nothing.
+    /// Remembers that Stripe said so.
     ///
     /// # Errors
     /// [`Unavailable`] if it is not certain that it is remembered.
     async fn note_meter_error(&self, said_at: EpochSecs) -> Result<(), Unavailable>;
 
-    /// When Stripe last said so, if it ever did.
+    /// When Stripe said so since it was last followed up, if it did.
     ///
     /// # Errors
     /// [`Unavailable`].
-    async fn last_meter_error(&self) -> Result<Option<EpochSecs>, Unavailable>;
+    async fn rejections(&self) -> Result<Option<Rejections>, Unavailable>;
+
+    /// What Stripe said up to this moment is followed up.
+    ///
+    /// # Errors
+    /// [`Unavailable`]; then it is followed up once more.
+    async fn rejections_followed(&self, through: EpochSecs) -> Result<(), Unavailable>;
 }
 
 /// Reads back what arrived at Stripe's Billing Meters.

@@ -637,7 +637,7 @@ async fn a_customer_is_read_in_the_present_layout_whatever_else_stripe_says() {
     assert_eq!(subscription.user_id, Some(user("ada")));
     assert_eq!((subscription.billing_cycle_anchor, subscription.flexible), (anchor, true));
     assert_eq!((subscription.trial_end, subscription.cancel_at, subscription.ended_at), (None, None, None));
-    let only_an_id = LatestInvoice { id: InvoiceId::new("in_2").unwrap(), is_final: false, period_end: None };
+    let only_an_id = LatestInvoice { id: InvoiceId::new("in_2").unwrap(), is_final: false, period: None };
     assert_eq!(subscription.latest_invoice, Some(only_an_id));
     let [base, tokens] = &subscription.items[..] else { panic!("two items") };
     assert_eq!((base.lookup_key.as_deref(), base.metered, base.period), (Some("pro_base"), false, (anchor, end)));
@@ -682,11 +682,11 @@ async fn the_newest_invoice_is_final_unless_it_is_a_draft_or_nothing_is_known_of
         (json!("newer_than_we_know"), true),
     ] {
         let mut expanded = subscription();
-        expanded["latest_invoice"] = json!({ "id": "in_9", "object": "invoice", "status": status, "period_end": 1_796_126_400 });
+        expanded["latest_invoice"] = json!({ "id": "in_9", "object": "invoice", "status": status, "period_start": 1_793_534_400, "period_end": 1_796_126_400 });
         let server = Server::start(account(customer(), json!([expanded]), json!([]), json!([])));
         let facts = server.stripe().customer(&cus("cus_ada")).await.unwrap();
-        let period_end = Some(EpochSecs::new(1_796_126_400));
-        let expected = LatestInvoice { id: InvoiceId::new("in_9").unwrap(), is_final, period_end };
+        let period = Some((EpochSecs::new(1_793_534_400), EpochSecs::new(1_796_126_400)));
+        let expected = LatestInvoice { id: InvoiceId::new("in_9").unwrap(), is_final, period };
         assert_eq!(facts.subscriptions[0].latest_invoice, Some(expected), "{status}");
     }
     let mut others = [subscription(), subscription()];
@@ -694,7 +694,7 @@ async fn the_newest_invoice_is_final_unless_it_is_a_draft_or_nothing_is_known_of
     others[1]["latest_invoice"] = Value::Null;
     let server = Server::start(account(customer(), json!(others), json!([]), json!([])));
     let facts = server.stripe().customer(&cus("cus_ada")).await.unwrap();
-    let deleted = LatestInvoice { id: InvoiceId::new("in_9").unwrap(), is_final: true, period_end: None };
+    let deleted = LatestInvoice { id: InvoiceId::new("in_9").unwrap(), is_final: true, period: None };
     assert_eq!((&facts.subscriptions[0].latest_invoice, &facts.subscriptions[1].latest_invoice), (&Some(deleted), &None));
 }
 
@@ -1120,7 +1120,11 @@ async fn a_period_of_the_sandbox_is_final_once_a_test_clock_has_finalised_its_dr
         // The calls of one look run side by side: only a further one is sure to have seen all that the clock did.
         let facts = stripe.customer(&customer).await.unwrap();
         let invoice = facts.subscriptions[0].latest_invoice.clone().unwrap();
-        assert_eq!((invoice.is_final, invoice.period_end), (is_final, Some(EpochSecs::new(period_end))), "{at}");
+        assert_eq!(
+            (invoice.is_final, invoice.period.map(|period| period.1)),
+            (is_final, Some(EpochSecs::new(period_end))),
+            "{at}"
+        );
     }
     sandbox.shutdown().await;
 }

@@ -138,19 +138,19 @@ where
         books: &mut [(Tally, Book)],
         stripe: u64,
     ) -> Result<bool, Unavailable> {
+        let mut elsewhere = stripe;
         for same_day in books.chunk_by_mut(|(one, _), (other, _)| one.day == other.day) {
             let Some(day) = same_day.first().map(|(tally, _)| tally.day) else { continue };
             let Shown::Total(stripe) = self.shown(shift, &meter.id, customer, day, day).await else { return Ok(false) };
-            let reported = reported(same_day, &meter.id);
-            if let Some((_, book)) = same_day.first_mut().filter(|_| stripe != reported) {
-                report::adopt(book, &meter.id, reported, stripe);
-            }
+            report::adopt(same_day.iter_mut().map(|(tally, book)| (&*tally, book)), &meter.id, stripe);
+            elsewhere = elsewhere.saturating_sub(stripe);
         }
-        let mut elsewhere = stripe.saturating_sub(reported(books, &meter.id));
+        if elsewhere > 0 {
+            let all = reported(books, &meter.id).saturating_add(elsewhere);
+            report::adopt(books.iter_mut().map(|(tally, book)| (&*tally, book)), &meter.id, all);
+        }
         for (tally, book) in books {
-            let unreported = report::unreported(tally, book).get(&meter.id).copied().unwrap_or(0).min(elsewhere);
-            report::adopt(book, &meter.id, 0, unreported);
-            elsewhere = elsewhere.saturating_sub(unreported);
+            book.first_confirmed_at.get_or_insert(self.clock.now());
             book.confirmed_at = Some(self.clock.now());
             book.due_at = Some(shift.now);
             if self.books.save(&tally.user_id, &tally.tally_key, book).await? == Commit::LostRace {

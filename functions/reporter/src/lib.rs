@@ -20,7 +20,7 @@ use tokentill::{
     domain::{
         id::{UserId, stable_hash},
         price_list::PriceList,
-        read_back::BEFORE_FINAL_SECS,
+        read_back::{BEFORE_FINAL_SECS, Rejections},
         report::SUMMARY_SETTLES_SECS,
         time::{DAY_SECS, EpochSecs, HOUR_SECS, MINUTE_SECS},
     },
@@ -93,10 +93,14 @@ pub struct ReportEvent {
 pub enum Order {
     /// Report everything now.
     Report,
-    /// Report once more what Stripe refused or threw away of this user's usage.
+    /// Report once more what was refused, rejected or could be billed in no period of this user's usage: of one tally, or of
+    /// the past 36 days.
     Replay {
         /// Whose usage.
         user_id: UserId,
+        /// Which tally, as the quarantine names it.
+        #[serde(default)]
+        tally_key: Option<String>,
     },
     /// After a restore: take what Stripe has for what was reported.
     Adopt,
@@ -128,6 +132,8 @@ pub struct Run {
     pub overdue: u64,
     /// Quantities handed on to another period.
     pub carried: u64,
+    /// Tallies of which an order has something reported once more.
+    pub replayed: u64,
     /// Meters of a customer's day that were read back.
     pub checked: u64,
     /// Meters of a customer's day of which Stripe threw something away.
@@ -148,10 +154,8 @@ struct Shift {
     stop_at_ms: i64,
     pace: Pace,
     run: RefCell<Run>,
-    /// When Stripe last said that it threw usage away.
-    rejections_at: Option<EpochSecs>,
-    /// Whether what may have been thrown away is read back although it is not due.
-    follows_rejections: bool,
+    /// When Stripe said that it threw usage away, if this run follows it up.
+    rejections: Option<Rejections>,
     unanswered: Cell<u32>,
     stopped: Cell<bool>,
 }
@@ -175,11 +179,10 @@ where
         let memory = self.books.memory().await?;
         let is_full = order == Some(&Order::Report)
             || memory.full_run_at.is_none_or(|last| now.secs_since(last) >= self.settings.interval_secs);
-        let rejections_at = self.books.last_meter_error().await?;
         // What Stripe threw away is looked for once its summaries can tell.
-        let follows_rejections = rejections_at.is_some_and(|at| {
-            memory.rejections_through.is_none_or(|through| through < at) && now.secs_since(at) >= SUMMARY_SETTLES_SECS
-        });
+        let rejections = self.books.rejections().await?;
+        let rejections = rejections.filter(|rejections| now.secs_since(rejections.first_at) >= SUMMARY_SETTLES_SECS);
+        let follows_rejections = rejections.is_some();
         let look_back = if follows_rejections { REJECTIONS_LOOK_BACK_SECS } else { 0 };
         let since = memory.settled_through.unwrap_or_else(|| now.plus_secs(-FIRST_LOOK_BACK_SECS));
         let mut touched = self.books.touched(since.min(now.plus_secs(-look_back)), now).await?;
@@ -200,8 +203,7 @@ where
             stop_at_ms: invocation.stop_at_ms,
             pace: Pace::new(self.settings.calls_per_sec),
             run: RefCell::default(),
-            rejections_at,
-            follows_rejections,
+            rejections,
             unanswered: Cell::new(0),
             stopped: Cell::new(false),
         };
@@ -226,14 +228,15 @@ where
             shift.run.borrow_mut().held = true;
             return Ok(());
         }
-        if let Some(Order::Replay { user_id }) = order {
-            due.extend(self.replay(shift, user_id).await?.into_iter().map(|tally_key| (user_id.clone(), tally_key)));
+        if let Some(Order::Replay { user_id, tally_key }) = order {
+            let replayed = self.replay(shift, user_id, tally_key.as_deref()).await?;
+            due.extend(replayed.into_iter().map(|tally_key| (user_id.clone(), tally_key)));
         }
         let open_hour = self.work(shift, touched, due).await;
         // The hour before stays open: a batch that began in it may be written a little later, and clocks differ.
         let settled = shift.now.hour().plus_secs(-HOUR_SECS);
         let settled = open_hour.map_or(settled, |open| open.min(settled));
-        let is_whole = is_full || shift.follows_rejections;
+        let is_whole = is_full || shift.rejections.is_some();
         if is_whole {
             memory.settled_through = Some(memory.settled_through.map_or(settled, |before| before.max(settled)));
         }
@@ -243,8 +246,8 @@ where
         }
         if reached_all && !shift.stopped.get() {
             memory.ends_through = Some(shift.now);
-            if shift.follows_rejections {
-                memory.rejections_through = shift.rejections_at;
+            if let Some(rejections) = &shift.rejections {
+                self.books.rejections_followed(rejections.last_at).await?;
             }
         }
         self.books.remember(&memory).await

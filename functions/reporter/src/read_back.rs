@@ -5,7 +5,7 @@ use tokentill::{
         counting::Billing,
         id::{CustomerId, MeterId, UserId},
         read_back::{self, Finding},
-        report::{Book, Check, SUMMARY_SETTLES_SECS, Tally},
+        report::{self, Book, Check, SUMMARY_SETTLES_SECS, Tally},
         time::{DAY_SECS, EpochSecs, UtcDay},
     },
     log::{self, Line},
@@ -104,6 +104,7 @@ where
     ) -> Result<Commit, Unavailable> {
         let day = self.day_of(user_id, tally, billing).await?;
         let mut again_in_secs = day.has_something_under_way().then_some(SUMMARY_SETTLES_SECS);
+        let mut look_again = false;
         let meters: Vec<MeterId> = book.meters.iter().filter(|(_, entry)| entry.reported > 0).map(|(id, _)| id.clone()).collect();
         for meter in meters {
             if again_in_secs.is_some() {
@@ -122,20 +123,55 @@ where
             };
             let reported = day.reported(&meter);
             let mut check = Check { at: self.clock.now(), counted: day.counted(&meter), reported, stripe };
-            let finding = read_back::compare(&check, day.confirmed_at(), shift.rejections_at);
+            // What was late rather than thrown away is here after all.
+            let recovered = report::recover(book, &meter, stripe.saturating_sub(reported));
+            check.reported = reported.saturating_add(recovered);
+            let finding = read_back::compare(&check, day.confirmed_at(), book.is_suspect);
             if finding == Finding::TooEarly {
                 again_in_secs = Some(SUMMARY_SETTLES_SECS);
                 continue;
             }
             if let Finding::Rejected(missing) = finding {
-                let rejected = read_back::reject(book, &meter, missing);
-                check.reported = reported.saturating_sub(rejected);
+                let rejected = report::reject(book, &meter, missing);
+                check.reported = check.reported.saturating_sub(rejected);
+                // It is looked at once more: Stripe promises no time within which its summaries are whole.
+                look_again = true;
             }
             self.tell(shift, user_id, tally, &meter, finding, &check);
             book.checked.insert(meter, check);
         }
+        if again_in_secs.is_none() {
+            book.is_suspect = false;
+            again_in_secs = look_again.then_some(DAY_SECS);
+        }
         book.due_at = read_back::next_look(tally, book, again_in_secs, shift.now);
         self.books.save(user_id, &tally.tally_key, book).await
+    }
+
+    /// Takes back rejections of what Stripe has by now. `false` if it could not be asked.
+    pub(crate) async fn recover(
+        &self,
+        shift: &Shift,
+        user_id: &UserId,
+        tally: &Tally,
+        billing: &Billing,
+        book: &mut Book,
+    ) -> Result<bool, Unavailable> {
+        let rejected: Vec<MeterId> = book.rejected.keys().filter(|meter| book.totals(meter).rejected > 0).cloned().collect();
+        if rejected.is_empty() {
+            return Ok(true);
+        }
+        let day = self.day_of(user_id, tally, billing).await?;
+        for meter in rejected {
+            match self.shown(shift, &meter, &billing.customer_id, tally.day, tally.day).await {
+                Shown::Total(stripe) => {
+                    report::recover(book, &meter, stripe.saturating_sub(day.reported(&meter)));
+                }
+                Shown::Nothing => {}
+                Shown::NotNow => return Ok(false),
+            }
+        }
+        Ok(true)
     }
 
     /// Counts a finding, and writes a line about one that a person should see.

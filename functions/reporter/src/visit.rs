@@ -6,10 +6,10 @@ use tokentill::{
     domain::{
         account::Account,
         counting::{Billing, QuarantineReason},
-        destination::{Destination, destination},
+        destination::{Destination, destination, is_open},
         id::{MeterId, UserId, composite_key},
         read_back,
-        report::{self, Book, Fate, Intent, MeterReport, Tally},
+        report::{self, Book, Fate, Intent, MeterReport, SUMMARY_SETTLES_SECS, Tally},
         time::{EpochSecs, MINUTE_SECS, UtcDay},
     },
     ports::{
@@ -82,16 +82,15 @@ where
         let Some((tally, billing)) = self.billed_tally(owner.user_id, key, &book).await? else { return Ok(Visited::Done) };
         let confirmed_at = book.confirmed_at;
         // What is under way from an earlier run goes first, so that what is new can be intended after it.
-        if !Box::pin(self.send(shift, &tally, &mut book)).await? || !Box::pin(self.decide(shift, &tally, &mut book)).await? {
+        if book.meters.values().any(|entry| entry.intent.is_some())
+            && !Box::pin(self.go_on(shift, owner, &tally, &billing, &mut book)).await?
+        {
             return Ok(Visited::Again);
         }
         let mut next = None;
         let left = report::unreported(&tally, &book);
         if !left.is_empty() && !shift.stopped.get() {
-            if owner.account.is_none() {
-                owner.account = Some(self.accounts.account(owner.user_id).await?);
-            }
-            let account = owner.account.as_ref().and_then(Option::as_ref);
+            let account = self.account_of(owner).await?;
             let final_after = self.settings.final_after_secs;
             let commit = match destination(&tally, &billing, account, &self.prices, shift.now, final_after) {
                 Destination::Own(minute) => {
@@ -100,8 +99,10 @@ where
                         book.due_at.get_or_insert(self.look_at(&tally, &billing, account, shift));
                         match self.books.save(owner.user_id, key, &mut book).await? {
                             Commit::LostRace => Commit::LostRace,
-                            Commit::Done if Box::pin(self.send(shift, &tally, &mut book)).await? => Commit::Done,
-                            Commit::Done => Commit::LostRace,
+                            Commit::Done => {
+                                let (to_send, _) = report::under_way(&book, true, self.clock.now());
+                                Box::pin(self.send(shift, &tally, &mut book, to_send)).await?
+                            }
                         }
                     } else {
                         Commit::Done
@@ -159,16 +160,20 @@ where
         is_new: bool,
     ) -> Result<Commit, Unavailable> {
         let now = shift.now;
+        let was_suspect = book.is_suspect;
+        let is_meant = shift.rejections.as_ref().is_some_and(|rejections| read_back::may_be_rejected(book, rejections));
+        book.is_suspect |= is_meant;
         let due_at = if report::is_settled(tally, book) {
-            let is_suspect = shift.follows_rejections && read_back::may_be_rejected(book, shift.rejections_at);
-            let is_due = book.due_at.is_some_and(|due_at| due_at <= now);
-            let wants_a_look = read_back::is_unchecked(book) || read_back::differs(book);
-            if !is_new && (is_suspect || (is_due && wants_a_look)) {
+            let is_due = is_meant || book.due_at.is_some_and(|due_at| due_at <= now);
+            let wants_a_look = book.is_suspect || read_back::is_unchecked(book) || read_back::differs(book);
+            if !is_new && is_due && wants_a_look {
                 return Box::pin(self.read_back(shift, owner.user_id, tally, billing, book)).await;
             }
             let account = owner.account.as_ref().and_then(Option::as_ref);
             let planned = book.due_at.filter(|due_at| *due_at > now);
-            wants_a_look.then(|| planned.unwrap_or_else(|| self.look_at(tally, billing, account, shift)))
+            let planned = planned.unwrap_or_else(|| self.look_at(tally, billing, account, shift));
+            let soon = now.plus_secs(SUMMARY_SETTLES_SECS);
+            wants_a_look.then(|| if book.is_suspect { planned.min(soon) } else { planned })
         } else {
             if book.meters.values().all(|entry| entry.intent.is_none()) {
                 // Nothing is under way and something is left: it has no minute yet, or its meter left the price list.
@@ -177,7 +182,7 @@ where
             let again = now.plus_secs(self.settings.interval_secs);
             Some(book.due_at.filter(|due_at| *due_at > now && *due_at <= again).unwrap_or(again))
         };
-        if book.due_at == due_at {
+        if book.due_at == due_at && book.is_suspect == was_suspect {
             return Ok(Commit::Done);
         }
         book.due_at = due_at;
@@ -189,10 +194,49 @@ where
         read_back::due_at(tally, billing, offset_secs, shift.now, self.settings.final_after_secs)
     }
 
-    /// Sends what is under way and saves what became of it. `false` if another reporter was at the book.
-    async fn send(&self, shift: &Shift, tally: &Tally, book: &mut Book) -> Result<bool, Unavailable> {
+    async fn account_of<'o>(&self, owner: &'o mut Owner<'_>) -> Result<Option<&'o Account>, Unavailable> {
+        if owner.account.is_none() {
+            owner.account = Some(self.accounts.account(owner.user_id).await?);
+        }
+        Ok(owner.account.as_ref().and_then(Option::as_ref))
+    }
+
+    /// Goes on with reports of unknown fate: sends them again as they were, or, where that would not be billed or might be taken
+    /// twice, has their minute's summary decide. `false` if another reporter was at the book.
+    async fn go_on(
+        &self,
+        shift: &Shift,
+        owner: &mut Owner<'_>,
+        tally: &Tally,
+        billing: &Billing,
+        book: &mut Book,
+    ) -> Result<bool, Unavailable> {
+        let now = self.clock.now();
+        let final_after = self.settings.final_after_secs;
+        let account = self.account_of(owner).await?;
+        let is_open = account.is_none_or(|account| is_open(billing, account, &self.prices, now, final_after));
+        let (to_send, overdue) = report::under_way(book, is_open, now);
+        if !to_send.is_empty() && !shift.stopped.get() {
+            // Known before the attempt: its minute's summary must not be read too soon after it.
+            book.resent_at = Some(now);
+            if self.books.save(&tally.user_id, &tally.tally_key, book).await? == Commit::LostRace {
+                return Ok(false);
+            }
+        }
+        Ok(self.send(shift, tally, book, to_send).await? == Commit::Done
+            && self.decide(shift, tally, billing, book, overdue).await? == Commit::Done)
+    }
+
+    /// Sends reports and saves what became of them.
+    async fn send(
+        &self,
+        shift: &Shift,
+        tally: &Tally,
+        book: &mut Book,
+        to_send: Vec<(MeterId, MeterReport)>,
+    ) -> Result<Commit, Unavailable> {
         let mut fates: Vec<(MeterId, Fate)> = Vec::new();
-        for (meter, report) in report::to_send(book, self.clock.now()) {
+        for (meter, report) in to_send {
             let fate = if shift.may_call(&self.clock).await {
                 self.send_one(shift, tally, &meter, &report).await?
             } else {
@@ -228,54 +272,85 @@ where
         })
     }
 
-    /// Enters fates and saves the book, if there is anything to enter. `false` if another reporter was at it.
-    async fn settle(&self, tally: &Tally, book: &mut Book, fates: Vec<(MeterId, Fate)>) -> Result<bool, Unavailable> {
+    /// Enters fates and saves the book, if there is anything to enter.
+    async fn settle(&self, tally: &Tally, book: &mut Book, fates: Vec<(MeterId, Fate)>) -> Result<Commit, Unavailable> {
         if fates.iter().all(|(_, fate)| *fate == Fate::Unknown) {
-            return Ok(true);
+            return Ok(Commit::Done);
         }
         for (meter, fate) in &fates {
             report::settle(book, meter, *fate);
             if *fate == Fate::Delivered {
-                book.confirmed_at = Some(self.clock.now());
+                let now = self.clock.now();
+                book.first_confirmed_at.get_or_insert(now);
+                book.confirmed_at = Some(now);
             }
         }
-        Ok(self.books.save(&tally.user_id, &tally.tally_key, book).await? == Commit::Done)
+        self.books.save(&tally.user_id, &tally.tally_key, book).await
     }
 
-    /// Decides what became of reports that are too old to be sent again, by what Stripe's meter has in their minute. `false` if
-    /// another reporter was at the book.
-    async fn decide(&self, shift: &Shift, tally: &Tally, book: &mut Book) -> Result<bool, Unavailable> {
-        let now = self.clock.now();
-        let overdue: Vec<(MeterId, Intent)> =
-            report::overdue_intents(book, now).into_iter().map(|(meter, intent)| (meter.clone(), intent.clone())).collect();
-        if overdue.is_empty() {
-            return Ok(true);
-        }
-        // Another book of that day may have reported in the same minute, and then its summary tells nothing.
-        let is_alone = self.books.book_keys(&tally.user_id, tally.day, tally.day).await?.len() <= 1;
+    /// Decides what became of reports that are not sent any more, by what Stripe's meter has in their minute.
+    async fn decide(
+        &self,
+        shift: &Shift,
+        tally: &Tally,
+        billing: &Billing,
+        book: &mut Book,
+        overdue: Vec<(MeterId, Intent)>,
+    ) -> Result<Commit, Unavailable> {
         let mut fates = Vec::new();
         for (meter, intent) in overdue {
-            let fate = if is_alone && report::can_be_decided(&intent, now) && shift.may_call(&self.clock).await {
-                let until = intent.minute.plus_secs(MINUTE_SECS);
-                match self.meters.total(&intent.event_name, &intent.customer, intent.minute, until).await {
-                    Ok(in_minute) => report::decided(&intent, in_minute),
-                    Err(error) => {
-                        shift.heard(Some(&error), &self.clock);
-                        Fate::Unknown
-                    }
-                }
+            let fate = if report::can_be_decided(book, &meter, &intent, self.clock.now())
+                && self.is_alone_in(tally, billing, intent.minute).await?
+                && shift.may_call(&self.clock).await
+            {
+                self.decide_one(shift, tally, &meter, &intent).await?
             } else {
                 Fate::Unknown
             };
             let mut run = shift.run.borrow_mut();
             match fate {
                 Fate::Delivered => run.delivered = run.delivered.saturating_add(1),
+                Fate::Refused => run.refused = run.refused.saturating_add(1),
                 Fate::Lost => {}
-                Fate::Refused | Fate::Unknown => run.overdue = run.overdue.saturating_add(1),
+                Fate::Unknown => run.overdue = run.overdue.saturating_add(1),
             }
             fates.push((meter, fate));
         }
         self.settle(tally, book, fates).await
+    }
+
+    async fn decide_one(&self, shift: &Shift, tally: &Tally, meter: &MeterId, intent: &Intent) -> Result<Fate, Unavailable> {
+        let until = intent.minute.plus_secs(MINUTE_SECS);
+        let total = self.meters.total(&intent.event_name, &intent.customer, intent.minute, until).await;
+        shift.heard(total.as_ref().err(), &self.clock);
+        match total {
+            Ok(in_minute) => Ok(report::decided(intent, in_minute)),
+            // The customer was deleted, or the meter is gone: whatever arrived, nobody will be billed for it.
+            Err(StripeError::NotFound { request_id }) => {
+                let detail = format!("Stripe has no such meter or customer any more (request {request_id})");
+                self.keep_refused(tally, meter, &intent.report(), detail).await?;
+                Ok(Fate::Refused)
+            }
+            Err(_) => Ok(Fate::Unknown),
+        }
+    }
+
+    /// Whether no other book of the customer's day can have reported in this minute, so that its summary speaks of one alone.
+    async fn is_alone_in(&self, tally: &Tally, billing: &Billing, minute: EpochSecs) -> Result<bool, Unavailable> {
+        for key in self.books.book_keys(&tally.user_id, tally.day, tally.day).await? {
+            if key == tally.tally_key {
+                continue;
+            }
+            let book = self.books.book(&tally.user_id, &key).await?;
+            let other = self.billed_tally(&tally.user_id, &key, &book).await?;
+            let is_apart = other.is_some_and(|(_, other)| {
+                other.customer_id != billing.customer_id || !(other.segment_start..other.segment_end).contains(&minute)
+            });
+            if !is_apart {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     /// Hands what cannot be billed in its own period to the present one, as far as that bills its meters.
@@ -366,22 +441,40 @@ where
         self.quarantine.keep(&entry).await
     }
 
-    /// Has everything of a user reported once more that Stripe refused or threw away in the days that it still takes. Which
-    /// tallies those are; a test clock may be far ahead.
-    pub(crate) async fn replay(&self, shift: &Shift, user_id: &UserId) -> Result<Vec<String>, Unavailable> {
+    /// Has what was refused, rejected or could be billed in no period reported once more: of one tally, or of the past 36 days;
+    /// a test clock may be far ahead. Which tallies those are.
+    pub(crate) async fn replay(
+        &self,
+        shift: &Shift,
+        user_id: &UserId,
+        tally_key: Option<&str>,
+    ) -> Result<Vec<String>, Unavailable> {
+        let failed = |reason: &str| Unavailable { what: "replaying", reason: format!("{reason}; try again") };
+        let keys = match tally_key {
+            Some(tally_key) => vec![tally_key.to_owned()],
+            None => {
+                let first = shift.now.plus_secs(-crate::FIRST_LOOK_BACK_SECS).day();
+                self.books.book_keys(user_id, first, shift.now.plus_days(36_500).day()).await?
+            }
+        };
         let mut replayed = Vec::new();
-        let first = shift.now.plus_secs(-crate::FIRST_LOOK_BACK_SECS).day();
-        for key in self.books.book_keys(user_id, first, shift.now.plus_days(36_500).day()).await? {
+        for key in keys {
             let mut book = self.books.book(user_id, &key).await?;
+            // What was late rather than thrown away must not be billed twice.
+            if let Some((tally, billing)) = self.billed_tally(user_id, &key, &book).await?
+                && !self.recover(shift, user_id, &tally, &billing, &mut book).await?
+            {
+                return Err(failed("Stripe could not be asked what it has by now"));
+            }
             if book.replay() {
                 book.due_at = Some(shift.now);
                 if self.books.save(user_id, &key, &mut book).await? == Commit::LostRace {
-                    let reason = "another reporter was at a book; try again".to_owned();
-                    return Err(Unavailable { what: "replaying", reason });
+                    return Err(failed("another reporter was at a book"));
                 }
                 replayed.push(key);
             }
         }
+        shift.run.borrow_mut().replayed = u64::try_from(replayed.len()).unwrap_or(u64::MAX);
         Ok(replayed)
     }
 }

@@ -8,9 +8,11 @@ use super::{
     price_list::PriceList,
     report::{Tally, reporting_day, reporting_minute},
     segment::{Place, place},
-    time::{DAY_SECS, EpochSecs},
+    time::{DAY_SECS, EpochSecs, MINUTE_SECS},
 };
 
+/// How long before its invoice is final a period is taken for closed: a report may be sent that much after it was fixed.
+const CLOSED_BEFORE_SECS: i64 = 5 * MINUTE_SECS;
 /// Usage older than this is no longer reported under its own day: Stripe takes meter events of the past 35 days, and a report of
 /// unknown fate may have to be sent again for a day.
 const OWN_DAY_FOR_SECS: i64 = 33 * DAY_SECS;
@@ -63,6 +65,13 @@ pub fn destination(
     carried(tally, billing, account, prices, local_now)
 }
 
+/// Whether a report that was fixed for a tally's own period would still be billed there.
+#[must_use]
+pub fn is_open(billing: &Billing, account: &Account, prices: &PriceList, now: EpochSecs, final_after_secs: i64) -> bool {
+    let end = known_end(billing, account, prices);
+    is_on_trial(billing, account) || !is_closed(billing, account, end, account.local_time(now), final_after_secs)
+}
+
 /// The end of a tally's period as it is known now; it may have moved since the tally was counted.
 fn known_end(billing: &Billing, account: &Account, prices: &PriceList) -> EpochSecs {
     match place(Some(account), prices, billing.segment_start) {
@@ -74,7 +83,7 @@ fn known_end(billing: &Billing, account: &Account, prices: &PriceList) -> EpochS
 /// Whether Stripe bills no more usage of the period that ends at `end`.
 fn is_closed(billing: &Billing, account: &Account, end: EpochSecs, local_now: EpochSecs, final_after_secs: i64) -> bool {
     let invoiced = account.final_through.get(&billing.subscription_id).is_some_and(|through| *through >= end);
-    let waited = local_now.secs_since(end) >= final_after_secs;
+    let waited = local_now.secs_since(end) >= final_after_secs.saturating_sub(CLOSED_BEFORE_SECS).max(0);
     // At a switch of prices within a period Stripe bills what it has of the old ones, there and then.
     invoiced || waited || (end <= local_now && was_cut(billing, account, end))
 }
@@ -106,12 +115,7 @@ fn carried(tally: &Tally, billing: &Billing, account: &Account, prices: &PriceLi
     if span.customer != billing.customer_id {
         return Destination::Nowhere;
     }
-    let day = reporting_day(local_now.day(), span.start, span.end);
-    let tally_key = tally_key(day, &segment_key);
-    if tally_key == tally.tally_key {
-        return Destination::Later;
-    }
-    let billing = Billing {
+    let present = Billing {
         customer_id: span.customer,
         subscription_id: span.subscription,
         plan: span.plan,
@@ -120,7 +124,13 @@ fn carried(tally: &Tally, billing: &Billing, account: &Account, prices: &PriceLi
         segment_end: span.end,
         clock_offset_secs: account.clock_offset_secs,
     };
-    Destination::Carry { tally_key, billing }
+    // What was to be paid for must not come to be free.
+    if is_on_trial(&present, account) {
+        return Destination::Nowhere;
+    }
+    let day = reporting_day(local_now.day(), present.segment_start, present.segment_end);
+    let tally_key = tally_key(day, &segment_key);
+    if tally_key == tally.tally_key { Destination::Later } else { Destination::Carry { tally_key, billing: present } }
 }
 
 #[cfg(test)]
@@ -179,9 +189,9 @@ mod tests {
         let mut account = subscribed(START);
         assert_eq!(shown(&account, "2026-12-09", "2026-12-09T12:00:10Z"), "own 2026-12-09T12:00:00Z");
         assert_eq!(shown(&account, "2026-12-10", "2026-12-10T08:30:15Z"), "own 2026-12-10T08:30:00Z");
-        assert_eq!(shown(&account, "2026-12-09", "2026-12-10T09:30:14Z"), "own 2026-12-09T23:59:00Z");
-        // An hour after its end Stripe finalises it, whether or not that was heard of.
-        assert_eq!(shown(&account, "2026-12-09", "2026-12-10T09:30:15Z"), "carry 2026-12-10 2026-12-10T08:30:15Z 3");
+        assert_eq!(shown(&account, "2026-12-09", "2026-12-10T09:25:14Z"), "own 2026-12-09T23:59:00Z");
+        // An hour after its end Stripe finalises it, whether or not that was heard of; what is fixed now is sent before that.
+        assert_eq!(shown(&account, "2026-12-09", "2026-12-10T09:25:15Z"), "carry 2026-12-10 2026-12-10T08:30:15Z 3");
         // And it may be final before.
         account.final_through.insert(SubscriptionId::new("sub_1").unwrap(), at("2026-12-10T08:30:14Z"));
         assert_eq!(shown(&account, "2026-12-09", "2026-12-10T08:40:00Z"), "own 2026-12-09T23:59:00Z");
@@ -247,8 +257,8 @@ mod tests {
         let mut account = subscribed(START);
         account.segments[0].end = at("2026-11-20T12:00:00Z");
         account.segments[0].renews = None;
-        assert_eq!(shown(&account, "2026-11-20", "2026-11-20T12:59:59Z"), "own 2026-11-20T11:59:00Z", "its last invoice is open");
-        assert_eq!(shown(&account, "2026-11-20", "2026-11-20T13:00:00Z"), "nowhere");
+        assert_eq!(shown(&account, "2026-11-20", "2026-11-20T12:54:59Z"), "own 2026-11-20T11:59:00Z", "its last invoice is open");
+        assert_eq!(shown(&account, "2026-11-20", "2026-11-20T12:55:00Z"), "nowhere");
         // Usage of a later day, counted before the end was known, has no minute in the period.
         assert_eq!(shown(&account, "2026-11-21", "2026-11-20T12:10:00Z"), "nowhere");
         let mut next = account.segments[0].clone();
@@ -256,9 +266,25 @@ mod tests {
         next.end = at("2026-12-20T12:00:00Z");
         next.subscription = SubscriptionId::new("sub_2").unwrap();
         account.segments.push(next);
-        assert_eq!(shown(&account, "2026-11-20", "2026-11-20T13:00:00Z"), "carry 2026-11-20 2026-11-20T12:00:00Z 3");
+        assert_eq!(shown(&account, "2026-11-20", "2026-11-20T12:55:00Z"), "carry 2026-11-20 2026-11-20T12:00:00Z 3");
         account.segments[1].customer = CustomerId::new("cus_2").unwrap();
-        assert_eq!(shown(&account, "2026-11-20", "2026-11-20T13:00:00Z"), "nowhere", "somebody else pays now");
+        assert_eq!(shown(&account, "2026-11-20", "2026-11-20T12:55:00Z"), "nowhere", "somebody else pays now");
+    }
+
+    #[test]
+    fn what_is_to_be_paid_for_is_never_carried_into_a_trial() {
+        let mut account = subscribed(START);
+        account.segments[0].end = at("2026-11-20T12:00:00Z");
+        account.segments[0].renews = None;
+        let mut trial = account.segments[0].clone();
+        trial.start = at("2026-11-20T12:00:00Z");
+        trial.end = at("2026-12-20T12:00:00Z");
+        trial.subscription = SubscriptionId::new("sub_2").unwrap();
+        trial.is_trial = true;
+        account.segments.push(trial);
+        assert_eq!(shown(&account, "2026-11-20", "2026-11-20T13:00:00Z"), "nowhere");
+        account.segments[1].is_trial = false;
+        assert_eq!(shown(&account, "2026-11-20", "2026-11-20T13:00:00Z"), "carry 2026-11-20 2026-11-20T12:00:00Z 3");
     }
 
     #[test]

@@ -63,8 +63,8 @@ pub struct LatestInvoice {
     pub id: InvoiceId,
     /// Whether it is known to be no draft any more: usage that comes now is not on it.
     pub is_final: bool,
-    /// The end of the usage period that it closes, if Stripe showed more of it than its id.
-    pub period_end: Option<EpochSecs>,
+    /// The usage period that it closes, first second and first second after it, if Stripe showed more of it than its id.
+    pub period: Option<(EpochSecs, EpochSecs)>,
 }
 
 /// One price of a subscription.

@@ -6,8 +6,7 @@
 
 use super::{
     counting::Billing,
-    id::MeterId,
-    report::{Book, Check, SUMMARY_SETTLES_SECS, Tally, add},
+    report::{Book, Check, SUMMARY_SETTLES_SECS, Tally},
     time::{DAY_SECS, EpochSecs, HOUR_SECS, MINUTE_SECS},
 };
 
@@ -47,17 +46,21 @@ pub fn differs(book: &Book) -> bool {
     book.checked.values().any(|check| check.stripe != check.reported)
 }
 
-/// Whether what Stripe threw away when it last said so may be of this book.
-#[must_use]
-pub fn may_be_rejected(book: &Book, rejections_at: Option<EpochSecs>) -> bool {
-    announced(book.confirmed_at, rejections_at)
+/// When Stripe said that it threw usage away.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rejections {
+    /// The first time that was not followed up.
+    pub first_at: EpochSecs,
+    /// The last time.
+    pub last_at: EpochSecs,
 }
 
-/// Stripe's word names samples only, so whatever was confirmed in the time before it may be meant, and a clock may be slow.
-fn announced(confirmed_at: Option<EpochSecs>, rejections_at: Option<EpochSecs>) -> bool {
-    confirmed_at.zip(rejections_at).is_some_and(|(confirmed, rejections)| {
-        (-CLOCKS_DIFFER_SECS..=REJECTED_WITHIN_SECS).contains(&rejections.secs_since(confirmed))
-    })
+/// Whether what Stripe threw away may be of this book. Stripe's word names samples only, so whatever was confirmed in the time
+/// before it may be meant.
+#[must_use]
+pub fn may_be_rejected(book: &Book, rejections: &Rejections) -> bool {
+    let (Some(first), Some(last)) = (book.first_confirmed_at.or(book.confirmed_at), book.confirmed_at) else { return false };
+    first <= rejections.last_at.plus_secs(CLOCKS_DIFFER_SECS) && last >= rejections.first_at.plus_secs(-REJECTED_WITHIN_SECS)
 }
 
 /// What a comparison comes to.
@@ -73,10 +76,10 @@ pub enum Finding {
     Different,
 }
 
-/// Compares a check. `confirmed_at` is when anything of that day was last confirmed, and `rejections_at` when Stripe last
-/// said that it threw usage away, if it ever did.
+/// Compares a check. `confirmed_at` is when anything of that day was last confirmed; `is_suspect`, whether Stripe said that it
+/// threw usage away that may be of that day.
 #[must_use]
-pub fn compare(check: &Check, confirmed_at: Option<EpochSecs>, rejections_at: Option<EpochSecs>) -> Finding {
+pub fn compare(check: &Check, confirmed_at: Option<EpochSecs>, is_suspect: bool) -> Finding {
     if check.stripe == check.reported {
         return Finding::Equal;
     }
@@ -84,20 +87,13 @@ pub fn compare(check: &Check, confirmed_at: Option<EpochSecs>, rejections_at: Op
         return Finding::TooEarly;
     }
     let missing = check.reported.saturating_sub(check.stripe);
-    if missing > 0 && announced(confirmed_at, rejections_at) { Finding::Rejected(missing) } else { Finding::Different }
+    if missing > 0 && is_suspect { Finding::Rejected(missing) } else { Finding::Different }
 }
 
 /// Whether a difference is worth an alarm: a thousandth of what was reported, and at least one.
 #[must_use]
 pub fn is_alarming(check: &Check) -> bool {
     check.stripe.abs_diff(check.reported) >= check.reported.div_ceil(1_000).max(1)
-}
-
-/// Enters what Stripe threw away, as far as this book has reported it. Returns how much that is.
-pub fn reject(book: &mut Book, meter: &MeterId, missing: u64) -> u64 {
-    let rejected = missing.min(book.totals(meter).reported);
-    add(&mut book.rejected, meter, rejected);
-    rejected
 }
 
 /// When a book that was read back has to be read back again: after `again_in_secs`, if it could not be told, daily while something
@@ -114,7 +110,12 @@ mod tests {
     use std::collections::BTreeMap;
 
     use super::*;
-    use crate::domain::{account::tests::subscribed, report::MeterBook, time::UtcDay};
+    use crate::domain::{
+        account::tests::subscribed,
+        id::MeterId,
+        report::{self, MeterBook},
+        time::UtcDay,
+    };
 
     fn at(text: &str) -> EpochSecs {
         EpochSecs::parse_rfc3339(text).unwrap()
@@ -161,17 +162,37 @@ mod tests {
     fn only_what_stripe_said_it_threw_away_is_rejected_and_only_once_its_summaries_can_tell() {
         let confirmed = Some(at("2026-11-21T00:59:59Z"));
         let early = Some(at("2026-11-21T01:00:01Z"));
-        let said = Some(at("2026-11-21T01:10:00Z"));
-        assert_eq!(compare(&check(10, 10), early, said), Finding::Equal);
-        assert_eq!(compare(&check(10, 7), early, said), Finding::TooEarly);
-        assert_eq!(compare(&check(10, 7), confirmed, said), Finding::Rejected(3));
-        assert_eq!(compare(&check(10, 7), confirmed, None), Finding::Different);
-        assert_eq!(
-            compare(&check(10, 7), confirmed, Some(at("2026-11-19T23:00:00Z"))),
-            Finding::Different,
-            "that was older usage"
-        );
-        assert_eq!(compare(&check(10, 11), confirmed, said), Finding::Different);
+        assert_eq!(compare(&check(10, 10), early, true), Finding::Equal);
+        assert_eq!(compare(&check(10, 7), early, true), Finding::TooEarly);
+        assert_eq!(compare(&check(10, 7), confirmed, true), Finding::Rejected(3));
+        assert_eq!(compare(&check(10, 7), confirmed, false), Finding::Different);
+    }
+
+    #[test]
+    fn whatever_was_confirmed_in_the_day_before_stripes_word_may_be_meant() {
+        let rejections = |first, last| Rejections { first_at: at(first), last_at: at(last) };
+        let book = Book {
+            first_confirmed_at: Some(at("2026-11-21T08:00:00Z")),
+            confirmed_at: Some(at("2026-11-21T20:00:00Z")),
+            ..Book::default()
+        };
+        for (first, last, expected) in [
+            ("2026-11-21T10:00:00Z", "2026-11-21T10:00:00Z", true),
+            ("2026-11-21T07:55:00Z", "2026-11-21T07:55:00Z", true),
+            ("2026-11-21T07:54:59Z", "2026-11-21T07:54:59Z", false),
+            ("2026-11-22T21:00:00Z", "2026-11-25T00:00:00Z", true),
+            ("2026-11-22T21:00:01Z", "2026-11-25T00:00:00Z", false),
+            ("2026-11-20T00:00:00Z", "2026-11-25T00:00:00Z", true),
+        ] {
+            assert_eq!(may_be_rejected(&book, &rejections(first, last)), expected, "{first} {last}");
+        }
+        assert!(!may_be_rejected(&Book::default(), &rejections("2026-11-21T10:00:00Z", "2026-11-21T10:00:00Z")));
+    }
+
+    #[test]
+    fn more_than_was_reported_is_different_too() {
+        let confirmed = Some(at("2026-11-21T00:59:59Z"));
+        assert_eq!(compare(&check(10, 11), confirmed, true), Finding::Different);
     }
 
     #[test]
@@ -190,10 +211,10 @@ mod tests {
         tally.counted.insert(requests.clone(), 12);
         let entry = MeterBook { reported: 10, quarantined: 2, ..MeterBook::default() };
         let mut book = Book { meters: BTreeMap::from([(requests.clone(), entry)]), ..Book::default() };
-        assert_eq!(reject(&mut book, &requests, 11), 10, "no more than was reported");
+        assert_eq!(report::reject(&mut book, &requests, 11), 10, "no more than was reported");
         assert_eq!((book.totals(&requests).reported, book.totals(&requests).rejected), (0, 10));
         assert!(book.replay());
-        assert_eq!(crate::domain::report::unreported(&tally, &book)[&requests], 12);
+        assert_eq!(report::unreported(&tally, &book)[&requests], 12);
         assert_eq!((book.totals(&requests).rejected, book.totals(&requests).quarantined), (0, 0));
         assert!(!book.replay(), "once");
     }

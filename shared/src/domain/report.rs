@@ -80,9 +80,21 @@ pub struct Book {
     /// What is to be reported once more, of what was rejected or quarantined. Never decreases.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub replayed: BTreeMap<MeterId, u64>,
+    /// When a report that was under way before was last sent again, by our own clock.
+    #[serde(default)]
+    pub resent_at: Option<EpochSecs>,
+    /// When something was first confirmed, by our own clock.
+    #[serde(default)]
+    pub first_confirmed_at: Option<EpochSecs>,
     /// When something was last confirmed, by our own clock.
     #[serde(default)]
     pub confirmed_at: Option<EpochSecs>,
+    /// Whether Stripe said that it threw usage away that may be of this book, and it was not read back since.
+    #[serde(default)]
+    pub is_suspect: bool,
+    /// The meters of which what was confirmed in a minute is not what Stripe has there, so that its summary decides nothing.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub undecidable: BTreeSet<MeterId>,
     /// When the reporter has to come back to it although nothing is counted, a real moment.
     #[serde(default)]
     pub due_at: Option<EpochSecs>,
@@ -149,11 +161,11 @@ impl Book {
     }
 }
 
-pub(super) fn of(map: &BTreeMap<MeterId, u64>, meter: &MeterId) -> u64 {
+fn of(map: &BTreeMap<MeterId, u64>, meter: &MeterId) -> u64 {
     map.get(meter).copied().unwrap_or(0)
 }
 
-pub(super) fn add(map: &mut BTreeMap<MeterId, u64>, meter: &MeterId, quantity: u64) {
+fn add(map: &mut BTreeMap<MeterId, u64>, meter: &MeterId, quantity: u64) {
     let sum = map.entry(meter.clone()).or_insert(0);
     *sum = sum.saturating_add(quantity);
 }
@@ -226,6 +238,20 @@ pub struct Intent {
     pub first_attempt_at: EpochSecs,
 }
 
+impl Intent {
+    /// The report as it is sent, at every attempt.
+    #[must_use]
+    pub fn report(&self) -> MeterReport {
+        MeterReport {
+            customer: self.customer.clone(),
+            event_name: self.event_name.clone(),
+            identifier: self.identifier.clone(),
+            quantity: self.quantity,
+            minute: self.minute,
+        }
+    }
+}
+
 /// What became of sending a report.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fate {
@@ -275,46 +301,28 @@ pub fn intend(
     changed
 }
 
-/// The reports under way that may be sent now, in the order of their meters.
-///
-/// Those whose first attempt was too long ago are left out; they are counted by [`overdue_intents`].
+/// The reports under way that may be sent now, in the order of their meters, and those of unknown fate that may not any more:
+/// their first attempt was too long ago, or their period is closed (`is_open` is false) and would not be billed.
 #[must_use]
-pub fn to_send(book: &Book, now: EpochSecs) -> Vec<(MeterId, MeterReport)> {
-    book.meters
-        .iter()
-        .filter_map(|(meter, entry)| {
-            let intent = entry.intent.as_ref().filter(|intent| !is_overdue(intent, now))?;
-            let report = MeterReport {
-                customer: intent.customer.clone(),
-                event_name: intent.event_name.clone(),
-                identifier: intent.identifier.clone(),
-                quantity: intent.quantity,
-                minute: intent.minute,
-            };
-            Some((meter.clone(), report))
-        })
-        .collect()
+pub fn under_way(book: &Book, is_open: bool, now: EpochSecs) -> (Vec<(MeterId, MeterReport)>, Vec<(MeterId, Intent)>) {
+    let (mut to_send, mut overdue) = (Vec::new(), Vec::new());
+    for (meter, entry) in &book.meters {
+        let Some(intent) = &entry.intent else { continue };
+        if is_open && now.secs_since(intent.first_attempt_at) < RESEND_WITHIN_SECS {
+            to_send.push((meter.clone(), intent.report()));
+        } else {
+            overdue.push((meter.clone(), intent.clone()));
+        }
+    }
+    (to_send, overdue)
 }
 
-fn is_overdue(intent: &Intent, now: EpochSecs) -> bool {
-    now.secs_since(intent.first_attempt_at) >= RESEND_WITHIN_SECS
-}
-
-/// The meters whose report is of unknown fate for too long to be resent.
+/// Whether a minute's summary, read now, tells what became of a report that is not sent any more: its last attempt is long
+/// enough ago, and nothing else stands in the way.
 #[must_use]
-pub fn overdue_intents(book: &Book, now: EpochSecs) -> BTreeMap<&MeterId, &Intent> {
-    let overdue = |entry: &'_ MeterBook| entry.intent.as_ref().is_some_and(|intent| is_overdue(intent, now));
-    book.meters
-        .iter()
-        .filter(|(_, entry)| overdue(entry))
-        .filter_map(|(meter, entry)| Some((meter, entry.intent.as_ref()?)))
-        .collect()
-}
-
-/// Whether a minute's summary, read now, tells what became of an overdue report: its last attempt is then long enough ago.
-#[must_use]
-pub fn can_be_decided(intent: &Intent, now: EpochSecs) -> bool {
-    now.secs_since(intent.first_attempt_at) >= RESEND_WITHIN_SECS.saturating_add(SUMMARY_SETTLES_SECS)
+pub fn can_be_decided(book: &Book, meter: &MeterId, intent: &Intent, now: EpochSecs) -> bool {
+    let last_attempt_at = book.resent_at.map_or(intent.first_attempt_at, |resent_at| resent_at.max(intent.first_attempt_at));
+    now.secs_since(last_attempt_at) >= SUMMARY_SETTLES_SECS && !book.undecidable.contains(meter)
 }
 
 /// What became of an overdue report, by what Stripe's meter has in its minute. Anything but the two sums it can be leaves it
@@ -339,13 +347,51 @@ pub fn carry(tally: &Tally, from: &mut Book, to: &mut Book, quantities: &BTreeMa
     }
 }
 
-/// Takes what Stripe has of a day for what was reported of it, where `reported` is what is known: a person's decision after a
-/// restore. A report of unknown fate is dropped, since what arrived of it is in what Stripe has.
-pub fn adopt(book: &mut Book, meter: &MeterId, reported: u64, stripe: u64) {
+/// Takes what Stripe has of a meter for what was reported of it in these books: a person's decision after a restore. Reports of
+/// unknown fate are dropped, since what arrived of them is in what Stripe has. More is given to the books that lack it, and the
+/// rest to the first; less is taken from what they reported.
+pub fn adopt<'a>(books: impl Iterator<Item = (&'a Tally, &'a mut Book)>, meter: &MeterId, stripe: u64) {
+    let mut books: Vec<_> = books.collect();
+    for (_, book) in &mut books {
+        book.meters.entry(meter.clone()).or_default().intent = None;
+        book.undecidable.insert(meter.clone());
+    }
+    let reported = books.iter().map(|(_, book)| book.totals(meter).reported).fold(0, u64::saturating_add);
+    let (mut more, mut less) = (stripe.saturating_sub(reported), reported.saturating_sub(stripe));
+    for (tally, book) in &mut books {
+        let lacking = unreported(tally, book).get(meter).copied().unwrap_or(0).min(more);
+        raise_reported(book, meter, lacking);
+        more = more.saturating_sub(lacking);
+        less = less.saturating_sub(reject(book, meter, less));
+    }
+    if let Some((_, book)) = books.first_mut() {
+        raise_reported(book, meter, more);
+    }
+}
+
+fn raise_reported(book: &mut Book, meter: &MeterId, quantity: u64) {
     let entry = book.meters.entry(meter.clone()).or_default();
-    entry.intent = None;
-    entry.reported = entry.reported.saturating_add(stripe.saturating_sub(reported));
-    add(&mut book.rejected, meter, reported.saturating_sub(stripe));
+    entry.reported = entry.reported.saturating_add(quantity);
+}
+
+/// Enters what Stripe threw away, as far as this book has reported it. Returns how much that is.
+pub fn reject(book: &mut Book, meter: &MeterId, missing: u64) -> u64 {
+    let rejected = missing.min(book.totals(meter).reported);
+    if rejected > 0 {
+        add(&mut book.rejected, meter, rejected);
+        book.undecidable.insert(meter.clone());
+    }
+    rejected
+}
+
+/// Enters that of what counts as rejected so much did arrive after all: as if it had been replayed. Returns how much that is.
+pub fn recover(book: &mut Book, meter: &MeterId, surplus: u64) -> u64 {
+    let recovered = surplus.min(book.totals(meter).rejected);
+    if recovered > 0 {
+        raise_reported(book, meter, recovered);
+        add(&mut book.replayed, meter, recovered);
+    }
+    recovered
 }
 
 /// Enters what can be billed to nobody.
@@ -485,7 +531,7 @@ mod tests {
         let mut book = Book::default();
         let mut tally = tally("2026-11-20", SEGMENT, 10);
         assert!(intend(&tally, &mut book, &prices, now.minute(), now, || "id-1".into()));
-        let sent = to_send(&book, now);
+        let sent = under_way(&book, true, now).0;
         assert_eq!(sent[0].1.identifier, "id-1");
         assert_eq!((sent.len(), sent[0].1.quantity, sent[0].1.minute), (1, 10, at("2026-11-20T12:00:00Z")));
 
@@ -493,7 +539,8 @@ mod tests {
         tally.counted.insert(requests.clone(), 15);
         settle(&mut book, &requests, Fate::Unknown);
         assert!(!intend(&tally, &mut book, &prices, now.minute(), now.plus_secs(600), || "id-2".into()));
-        assert_eq!(to_send(&book, now.plus_secs(600)), sent);
+        assert_eq!(under_way(&book, true, now.plus_secs(600)).0, sent);
+        assert_eq!(under_way(&book, false, now).1.len(), 1, "in a period that closed meanwhile it is not sent again");
         assert!(!is_settled(&tally, &book));
 
         settle(&mut book, &requests, Fate::Delivered);
@@ -512,9 +559,10 @@ mod tests {
         let prices = PriceList::shipped().unwrap();
         intend(&tally, &mut book, &prices, now.minute(), now, || "id-1".into());
         let last = now.plus_secs(RESEND_WITHIN_SECS - 1);
-        assert_eq!((to_send(&book, last).len(), overdue_intents(&book, last).len()), (1, 0));
+        let counts = |at| (under_way(&book, true, at).0.len(), under_way(&book, true, at).1.len());
+        assert_eq!(counts(last), (1, 0));
         let late = now.plus_secs(RESEND_WITHIN_SECS);
-        assert_eq!((to_send(&book, late).len(), overdue_intents(&book, late).len()), (0, 1));
+        assert_eq!(counts(late), (0, 1));
         assert!(
             !intend(&tally, &mut book, &prices, late.minute(), late, || "id-2".into()),
             "and nothing new is reported past it"

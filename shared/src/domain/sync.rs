@@ -10,9 +10,12 @@ use super::{
     notice::{self, Notice},
     price_list::PriceList,
     segment::Segment,
-    time::EpochSecs,
+    time::{EpochSecs, HOUR_SECS},
     timeline,
 };
+
+/// How long after its period's end an invoice may be a draft: Stripe's finalisation grace period is 72 hours at most.
+const LONGEST_DRAFT_SECS: i64 = 73 * HOUR_SECS;
 
 /// What is to be done about a customer.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -123,7 +126,7 @@ pub fn decide(
         customer_id: facts.customer.clone(),
         subscription,
         overdue,
-        final_through: final_through(before, facts, &segments),
+        final_through: final_through(before, facts, &segments, now),
         segments,
         clock_offset_secs,
         fetched_at_ms: fetch_began_ms,
@@ -295,13 +298,27 @@ fn overdue(
 }
 
 /// For each subscription that still has a segment, up to when its usage is invoiced for good.
-fn final_through(before: Option<&Account>, facts: &CustomerFacts, segments: &[Segment]) -> BTreeMap<SubscriptionId, EpochSecs> {
+///
+/// The newest invoice tells, and it alone is seen. One that does not follow on from what is known to be final (an upgrade that is
+/// invoiced at once, while the renewal's invoice waits) tells only once an older one can be no draft any more.
+fn final_through(
+    before: Option<&Account>,
+    facts: &CustomerFacts,
+    segments: &[Segment],
+    now: EpochSecs,
+) -> BTreeMap<SubscriptionId, EpochSecs> {
     let mut final_through = before.map(|account| account.final_through.clone()).unwrap_or_default();
     for subscription in &facts.subscriptions {
         let newest = subscription.latest_invoice.as_ref().filter(|invoice| invoice.is_final);
-        if let Some(period_end) = newest.and_then(|invoice| invoice.period_end) {
-            let known = final_through.entry(subscription.id.clone()).or_insert(period_end);
-            *known = period_end.max(*known);
+        let Some((start, end)) = newest.and_then(|invoice| invoice.period) else { continue };
+        let follows_on = match final_through.get(&subscription.id) {
+            Some(known) => start <= *known,
+            // The first invoice of all closes nothing.
+            None => start == end,
+        };
+        if follows_on || now.secs_since(start) >= LONGEST_DRAFT_SECS {
+            let known = final_through.entry(subscription.id.clone()).or_insert(end);
+            *known = end.max(*known);
         }
     }
     final_through.retain(|subscription, _| segments.iter().any(|segment| segment.subscription == *subscription));
@@ -360,7 +377,7 @@ pub(super) mod tests {
     }
 
     fn latest(invoice: &str, is_final: bool, period_end: &str) -> LatestInvoice {
-        LatestInvoice { id: InvoiceId::new(invoice).unwrap(), is_final, period_end: Some(at(period_end)) }
+        LatestInvoice { id: InvoiceId::new(invoice).unwrap(), is_final, period: Some((at(START), at(period_end))) }
     }
 
     pub(crate) fn facts(customer: &str, subscriptions: Vec<SubscriptionFacts>) -> CustomerFacts {
@@ -655,7 +672,7 @@ pub(super) mod tests {
             (Some(latest("in_1", true, START)), vec![START]),
             (Some(latest("in_2", false, "2026-12-10T00:00:00Z")), vec![START]),
             (None, vec![START]),
-            (Some(LatestInvoice { period_end: None, ..latest("in_2", true, START) }), vec![START]),
+            (Some(LatestInvoice { period: None, ..latest("in_2", true, START) }), vec![START]),
             (Some(latest("in_2", true, "2026-12-10T00:00:00Z")), vec!["2026-12-10T00:00:00Z"]),
             // It only ever moves later, whichever invoice is the newest.
             (Some(latest("in_0", true, START)), vec!["2026-12-10T00:00:00Z"]),
@@ -664,6 +681,23 @@ pub(super) mod tests {
             account = commit(Some(&account), &renewed, None, "2026-12-10T01:00:05Z").0;
             assert_eq!(through(&account), expected, "{invoice:?}");
         }
+    }
+
+    #[test]
+    fn an_invoice_that_does_not_follow_on_tells_nothing_while_an_older_one_may_be_a_draft() {
+        let mut renewed = facts("cus_1", vec![pro("sub_1", Status::Active, START)]);
+        renewed.subscriptions[0].latest_invoice = Some(latest("in_1", true, START));
+        let account = commit(None, &renewed, None, START).0;
+        // An upgrade ten minutes after the renewal is invoiced at once, while the renewal's own invoice waits for late usage.
+        let period = Some((at("2026-12-10T00:00:00Z"), at("2026-12-10T00:10:00Z")));
+        renewed.subscriptions[0].latest_invoice = Some(LatestInvoice { period, ..latest("in_3", true, START) });
+        for (now, expected) in [("2026-12-10T00:10:05Z", START), ("2026-12-13T01:00:00Z", "2026-12-10T00:10:00Z")] {
+            let account = commit(Some(&account), &renewed, None, now).0;
+            assert_eq!(account.final_through.values().map(ToString::to_string).collect::<Vec<_>>(), [expected], "{now}");
+        }
+        // Nor does it where nothing is known yet.
+        let account = commit(None, &renewed, None, "2026-12-10T00:10:05Z").0;
+        assert!(account.final_through.is_empty());
     }
 
     #[test]

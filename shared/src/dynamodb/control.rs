@@ -1,10 +1,11 @@
 //! The control table: what scheduled functions keep in mind from one run to the next.
 
 use aws_sdk_dynamodb::error::SdkError;
+use serde::Deserialize;
 
 use super::{Changes, Store, from_item, number, text, to_item, unavailable};
 use crate::{
-    domain::time::EpochSecs,
+    domain::{read_back::Rejections, time::EpochSecs},
     ports::{MeterErrors, ReporterMemory, ReporterState, Unavailable},
 };
 
@@ -16,32 +17,39 @@ const LEASE: &str = "reporter-lease";
 /// Where Stripe's last word of usage it threw away is kept.
 const METER_ERRORS: &str = "meter-errors";
 
+#[derive(Deserialize)]
+struct Said {
+    first_said_at: Option<EpochSecs>,
+    said_at: EpochSecs,
+}
+
 impl MeterErrors for Store {
     async fn note_meter_error(&self, said_at: EpochSecs) -> Result<(), Unavailable> {
         let mut changes = Changes::default();
         changes.set("said_at", number(said_at.as_secs()));
-        let condition = format!("attribute_not_exists({name}) OR {name} < :v0", name = changes.name("said_at"));
-        let request = self
-            .client
-            .update_item()
-            .table_name(&self.tables.control)
-            .key("name", text(METER_ERRORS))
-            .update_expression(changes.expression())
-            .condition_expression(condition)
-            .set_expression_attribute_names(Some(changes.names))
-            .set_expression_attribute_values(Some(changes.values));
-        match request.send().await {
-            Ok(_) => Ok(()),
-            Err(SdkError::ServiceError(error)) if error.err().is_conditional_check_failed_exception() => Ok(()),
-            Err(error) => Err(unavailable("noting a meter error")(error)),
-        }
+        changes.set_once("first_said_at", number(said_at.as_secs()));
+        self.change_control(METER_ERRORS, changes, None).await.map(|_| ())
     }
 
-    async fn last_meter_error(&self) -> Result<Option<EpochSecs>, Unavailable> {
+    async fn rejections(&self) -> Result<Option<Rejections>, Unavailable> {
+        const WHAT: &str = "reading what Stripe threw away";
         let request = self.client.get_item().table_name(&self.tables.control).key("name", text(METER_ERRORS));
-        let answer = request.consistent_read(true).send().await.map_err(unavailable("reading the last meter error"))?;
-        let said_at = answer.item.as_ref().and_then(|item| item.get("said_at")).and_then(|secs| secs.as_n().ok());
-        Ok(said_at.and_then(|secs| secs.parse().ok()).map(EpochSecs::new))
+        let answer = request.consistent_read(true).send().await.map_err(unavailable(WHAT))?;
+        let said: Option<Said> = answer.item.map(|item| from_item(WHAT, item)).transpose()?;
+        Ok(said.and_then(|said| Some(Rejections { first_at: said.first_said_at?, last_at: said.said_at })))
+    }
+
+    async fn rejections_followed(&self, through: EpochSecs) -> Result<(), Unavailable> {
+        let mut changes = Changes::default();
+        changes.remove("first_said_at");
+        let (name, value) = (changes.name("said_at"), changes.value(number(through.as_secs())));
+        if self.change_control(METER_ERRORS, changes, Some(format!("{name} = {value}"))).await? {
+            return Ok(());
+        }
+        // Stripe said it again meanwhile: that is still to be followed up, from then on.
+        let mut changes = Changes::default();
+        changes.copy("said_at", "first_said_at");
+        self.change_control(METER_ERRORS, changes, None).await.map(|_| ())
     }
 }
 
@@ -54,18 +62,9 @@ impl ReporterState for Store {
     }
 
     async fn remember(&self, memory: &ReporterMemory) -> Result<(), Unavailable> {
-        const WHAT: &str = "saving the reporter's memory";
         let mut changes = Changes::default();
-        changes.set_all(to_item(WHAT, memory)?, &[]);
-        let request = self
-            .client
-            .update_item()
-            .table_name(&self.tables.control)
-            .key("name", text(REPORTER))
-            .update_expression(changes.expression())
-            .set_expression_attribute_names(Some(changes.names))
-            .set_expression_attribute_values(Some(changes.values));
-        request.send().await.map(|_| ()).map_err(unavailable(WHAT))
+        changes.set_all(to_item("saving the reporter's memory", memory)?, &[]);
+        self.change_control(REPORTER, changes, None).await.map(|_| ())
     }
 
     async fn take_lease(&self, owner: &str, now_ms: i64, until_ms: i64) -> Result<bool, Unavailable> {
@@ -76,14 +75,14 @@ impl ReporterState for Store {
         let (name, own) = (changes.name("owner"), changes.value(text(owner)));
         // An own earlier write, whose reply was lost, holds.
         let condition = format!("attribute_not_exists({until}) OR {until} <= {now} OR {name} = {own}");
-        self.change_lease(changes, condition).await
+        self.change_control(LEASE, changes, Some(condition)).await
     }
 
     async fn give_lease_back(&self, owner: &str) -> Result<(), Unavailable> {
         let mut changes = Changes::default();
         changes.remove("until_ms");
         let (name, value) = (changes.name("owner"), changes.value(text(owner)));
-        self.change_lease(changes, format!("{name} = {value}")).await.map(|_| ())
+        self.change_control(LEASE, changes, Some(format!("{name} = {value}"))).await.map(|_| ())
     }
 
     async fn table_ids(&self) -> Result<Vec<String>, Unavailable> {
@@ -99,21 +98,21 @@ impl ReporterState for Store {
 }
 
 impl Store {
-    /// Changes the lease under a condition. Whether it held.
-    async fn change_lease(&self, changes: Changes, condition: String) -> Result<bool, Unavailable> {
+    /// Changes an item of the control table, if the condition holds. Whether it held.
+    async fn change_control(&self, name: &str, changes: Changes, condition: Option<String>) -> Result<bool, Unavailable> {
         let request = self
             .client
             .update_item()
             .table_name(&self.tables.control)
-            .key("name", text(LEASE))
+            .key("name", text(name))
             .update_expression(changes.expression())
-            .condition_expression(condition)
+            .set_condition_expression(condition)
             .set_expression_attribute_names(Some(changes.names))
-            .set_expression_attribute_values(Some(changes.values));
+            .set_expression_attribute_values(Some(changes.values).filter(|values| !values.is_empty()));
         match request.send().await {
             Ok(_) => Ok(true),
             Err(SdkError::ServiceError(error)) if error.err().is_conditional_check_failed_exception() => Ok(false),
-            Err(error) => Err(unavailable("changing the reporter's lease")(error)),
+            Err(error) => Err(unavailable("changing the control table")(error)),
         }
     }
 }

@@ -153,6 +153,18 @@ impl Changes {
         self.set.push(clause);
     }
 
+    /// Sets an attribute that is not there yet.
+    fn set_once(&mut self, attribute: &str, value: AttributeValue) {
+        let (name, value) = (self.name(attribute), self.value(value));
+        self.set.push(format!("{name} = if_not_exists({name}, {value})"));
+    }
+
+    /// Sets an attribute to what another one holds.
+    fn copy(&mut self, from: &str, to: &str) {
+        let clause = format!("{} = {}", self.name(to), self.name(from));
+        self.set.push(clause);
+    }
+
     fn add(&mut self, attribute: &str, quantity: u64) {
         let clause = format!("{} {}", self.name(attribute), self.value(number(quantity)));
         self.add.push(clause);

@@ -219,13 +219,14 @@ fn latest_invoice(reference: &Value) -> Result<Option<LatestInvoice>, String> {
     };
     let is_deleted = matches!(field("deleted"), Some(Value::Bool(true)));
     let is_no_draft = matches!(field("status"), Some(Value::String(status)) if status != "draft");
-    let period_end = match field("period_end") {
-        Some(Value::Number(Number::U64(secs))) => i64::try_from(*secs).ok(),
-        Some(Value::Number(Number::I64(secs))) => Some(*secs),
+    let moment = |name: &str| match field(name) {
+        Some(Value::Number(Number::U64(secs))) => i64::try_from(*secs).ok().map(EpochSecs::new),
+        Some(Value::Number(Number::I64(secs))) => Some(EpochSecs::new(*secs)),
         _ => None,
     };
+    let period = moment("period_start").zip(moment("period_end"));
     let id = optional_id(Some(reference), InvoiceId::new)?;
-    Ok(id.map(|id| LatestInvoice { id, is_final: is_deleted || is_no_draft, period_end: period_end.map(EpochSecs::new) }))
+    Ok(id.map(|id| LatestInvoice { id, is_final: is_deleted || is_no_draft, period }))
 }
 
 #[derive(Deserialize)]

@@ -8,6 +8,7 @@ use tokentill::{
         account::Account,
         counting::{Batch, LedgerRow, RowKey},
         id::{CustomerId, EventId, UserId},
+        read_back::Rejections,
         report::{Book, Tally},
         time::{EpochSecs, UtcDay},
     },
@@ -249,8 +250,12 @@ impl<P: MeterErrors> MeterErrors for Faulty<P> {
         self.call("note_meter_error", self.port.note_meter_error(said_at)).await
     }
 
-    async fn last_meter_error(&self) -> Result<Option<EpochSecs>, Unavailable> {
-        self.call("last_meter_error", self.port.last_meter_error()).await
+    async fn rejections(&self) -> Result<Option<Rejections>, Unavailable> {
+        self.call("rejections", self.port.rejections()).await
+    }
+
+    async fn rejections_followed(&self, through: EpochSecs) -> Result<(), Unavailable> {
+        self.call("rejections_followed", self.port.rejections_followed(through)).await
     }
 }
 

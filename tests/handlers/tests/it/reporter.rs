@@ -15,14 +15,14 @@ use tokentill::{
     },
     dynamodb::Store,
     ports::{
-        AccountChange, Accounts, Books, Clock, Commit, MeterErrors, Reported, ReporterMemory, ReporterState, StripeError,
-        Unavailable,
+        AccountChange, Accounts, Books, Clock, Commit, MeterErrors, MeterSummaries, Reported, ReporterMemory, ReporterState,
+        StripeError, Unavailable,
     },
     records::isolated,
 };
 
 use crate::{
-    samples::{SCHEDULED, at, cancelled as cancelled_subscription, commit, subscriber, user},
+    samples::{SCHEDULED, at, cancelled as cancelled_subscription, commit, customer, subscriber, user},
     usage::{call, count, with},
 };
 
@@ -257,9 +257,12 @@ async fn a_report_of_unknown_fate_is_not_resent_from_20_hours_after_its_first_at
     bench.world.clock.advance_ms(1_000);
     let run = bench.run().await;
     assert_eq!((run.delivered, run.overdue, bench.world.meters.faults.calls("total")), (0, 3, 0), "{run:?}");
-    bench.world.clock.advance_ms(3_599_000);
-    assert_eq!(bench.run().await.overdue, 3, "a second before an hour after its last possible attempt");
-    assert_eq!(bench.world.meters.attempts().len(), 6);
+    bench.world.clock.advance_ms(3_598_000);
+    assert_eq!(bench.run().await.overdue, 3, "a second before an hour after its last attempt");
+    assert_eq!((bench.world.meters.attempts().len(), bench.world.meters.faults.calls("total")), (6, 0));
+    bench.world.clock.advance_ms(1_000);
+    assert_eq!(bench.run().await.delivered, 3, "it never arrived, so it is reported anew");
+    assert_eq!(bench.metered(), THREE_CALLS);
 }
 
 /// A report of unknown fate, 21 hours after its first attempt, when its minute's summary can decide it.
@@ -605,9 +608,9 @@ async fn what_can_be_billed_in_no_period_is_quarantined_once_and_can_be_replayed
         commit(&bench.world, "ada", &subscriber("cus_Ada", "ada", "2026-11-22T13:00:00Z")).await;
         bench.world.clock.advance_ms(60_000);
         assert_eq!(bench.run().await.delivered, 0, "not by itself");
-        bench.order(Some(Order::Replay { user_id: user("ada") })).await;
+        bench.order(Some(Order::Replay { user_id: user("ada"), tally_key: None })).await;
         assert_eq!((bench.metered(), bench.world.meters.taken().len()), (THREE_CALLS, 3), "{fault:?}");
-        bench.order(Some(Order::Replay { user_id: user("ada") })).await;
+        bench.order(Some(Order::Replay { user_id: user("ada"), tally_key: None })).await;
         assert_eq!(bench.metered(), THREE_CALLS, "once");
     }
 }
@@ -624,7 +627,7 @@ async fn a_refused_report_is_reported_once_more_when_it_is_replayed() {
     bench.run().await;
     assert_eq!(bench.metered(), [0, 3 * 812, 3 * 240]);
     bench.world.clock.advance_ms(60_000);
-    bench.order(Some(Order::Replay { user_id: user("ada") })).await;
+    bench.order(Some(Order::Replay { user_id: user("ada"), tally_key: None })).await;
     assert_eq!(bench.metered(), THREE_CALLS);
 }
 
@@ -721,7 +724,7 @@ async fn three_days_without_stripe_lose_and_double_nothing_and_cost_few_calls() 
         let before = bench.world.meters.attempts().len();
         bench.run().await;
         let calls = bench.world.meters.attempts().len() - before;
-        assert!(calls <= 8, "a run gives up after a few calls without an answer: {calls}");
+        assert!(calls <= 9, "a run gives up after a few calls without an answer: {calls}");
         bench.world.clock.advance_ms(3 * 3_600_000);
     }
     bench.world.meters.faults.clear();
@@ -825,7 +828,7 @@ async fn what_stripe_took_and_threw_away_is_found_an_hour_later_and_replayed_by_
         bench.world.clock.advance_ms(3_600_000);
         bench.run().await;
         assert_eq!(bench.world.meters.faults.calls("total"), calls, "Stripe's word is followed up once");
-        bench.order(Some(Order::Replay { user_id: user("ada") })).await;
+        bench.order(Some(Order::Replay { user_id: user("ada"), tally_key: None })).await;
         assert_eq!(bench.metered(), [4, 3 * 812, 3 * 240], "of which Stripe kept three");
         let book: Book = serde_json::from_value(bench.book().await).unwrap();
         assert_eq!(book.totals(&requests), BookTotals { reported: 3, ..BookTotals::default() });
@@ -893,4 +896,163 @@ async fn a_restore_that_lost_a_carried_book_is_noticed_and_nothing_is_billed_twi
     count(&bench.world, "new", &[call_at_now(&bench.world, "req_new")]).await;
     bench.run().await;
     assert_eq!(bench.metered(), [5, 5 * 812, 5 * 240]);
+}
+
+/// Ada's period is renewed in the middle of 10 December, and each part of that day has a book.
+async fn renewal_day() -> Bench {
+    let bench = bench().await;
+    commit(&bench.world, "ada", &subscriber("cus_Ada", "ada", "2026-11-10T12:00:00Z")).await;
+    bench.run().await;
+    bench.world.clock.set("2026-12-10T12:30:30Z");
+    let early = |id: &str| with(call("ada", id), "timestamp", "2026-12-10T08:00:00Z");
+    count(&bench.world, "early", &[early("req_early_1"), early("req_early_2")]).await;
+    count(&bench.world, "late", &[call_at_now(&bench.world, "req_late")]).await;
+    bench
+}
+
+#[tokio::test]
+async fn a_restore_of_a_day_with_two_books_is_adopted_whatever_stripe_has() {
+    // Stripe has both books' reports, one of them, or less than either.
+    for thrown_away in [0, -1, -3] {
+        let bench = renewal_day().await;
+        let backup = bench.world.backup("books").await;
+        bench.run().await;
+        assert_eq!(bench.metered(), [6, 6 * 812, 6 * 240]);
+        bench.world.meters.stray("requests", at("2026-12-10T11:59:00Z"), thrown_away.max(-2));
+        bench.world.meters.stray("requests", at("2026-12-10T12:30:00Z"), thrown_away.min(-2) + 2);
+        bench.world.restore("books", backup).await;
+        bench.run().await;
+        bench.world.clock.advance_ms(3_600_000);
+        assert!(bench.order(Some(Order::Adopt)).await.held || thrown_away == 0);
+        assert!(!bench.order(Some(Order::Adopt)).await.held, "{thrown_away}");
+        bench.world.clock.advance_ms(60_000);
+        bench.run().await;
+        let metered = bench.metered();
+        assert_eq!(metered[1..], [6 * 812, 6 * 240], "{thrown_away}");
+        assert!(
+            metered[0] <= 6 + thrown_away.unsigned_abs(),
+            "{thrown_away}: what it threw away is missing, no more: {metered:?}"
+        );
+        let requests = MeterId::new("requests").unwrap();
+        let days = (at("2026-11-01T00:00:00Z").day(), at("2026-12-31T00:00:00Z").day());
+        let books = bench.world.store().books(&user("ada"), days.0, days.1).await.unwrap();
+        let reported: u64 = books.values().map(|book| book.totals(&requests).reported).sum();
+        let has = bench.world.meters.total("requests", &customer("cus_Ada"), days.0.start(), days.1.end()).await.unwrap();
+        assert_eq!(reported, has, "{thrown_away}");
+        assert!(reported <= 6, "{thrown_away}");
+    }
+}
+
+#[tokio::test]
+async fn an_overdue_report_of_a_renewal_day_is_decided_by_its_own_minute() {
+    let bench = renewal_day().await;
+    bench.world.meters.faults.always("send", Fault::LoseReply);
+    bench.run().await;
+    bench.world.meters.faults.clear();
+    bench.world.meters.forget_identifiers();
+    bench.world.clock.advance_ms(21 * 3_600_000);
+    for _ in 0..2 {
+        bench.run().await;
+    }
+    assert_eq!((bench.metered(), bench.run().await.overdue), ([6, 6 * 812, 6 * 240], 0));
+}
+
+#[tokio::test]
+async fn a_report_of_unknown_fate_is_not_resent_into_a_period_that_closed_meanwhile() {
+    for fault in [Fault::LoseRequest, Fault::LoseReply] {
+        let bench = bench().await;
+        bench.run().await;
+        bench.world.clock.set("2026-12-09T23:50:00Z");
+        count(&bench.world, "last", &[call_at_now(&bench.world, "req_last")]).await;
+        bench.world.meters.faults.always("send", fault);
+        bench.run().await;
+        bench.world.clock.set("2026-12-10T00:54:00Z");
+        bench.run().await;
+        let attempts = bench.world.meters.attempts().len();
+        bench.world.meters.faults.clear();
+        // Five minutes before its invoice is final nothing more is sent into that period.
+        bench.world.clock.set("2026-12-10T00:55:00Z");
+        let run = bench.run().await;
+        assert_eq!((run.overdue, bench.world.meters.attempts().len()), (3, attempts), "{fault:?}");
+        bench.world.clock.set("2026-12-10T01:54:00Z");
+        let run = bench.run().await;
+        let carried = if fault == Fault::LoseRequest { 3 } else { 0 };
+        assert_eq!((run.carried, run.overdue, bench.metered()), (carried, 0, [4, 4 * 812, 4 * 240]), "{fault:?}");
+        let last = bench.world.meters.taken().pop().unwrap().minute;
+        assert_eq!(last >= at("2026-12-10T00:00:00Z"), fault == Fault::LoseRequest, "it is billed where it can be");
+    }
+}
+
+#[tokio::test]
+async fn what_stripe_threw_away_of_a_user_who_keeps_calling_is_rejected_in_the_end() {
+    let bench = thrown_away().await;
+    for hour in 13..24 {
+        bench.world.clock.set(&format!("2026-11-22T{hour}:30:00Z"));
+        count(&bench.world, &format!("hour_{hour}"), &[call_at_now(&bench.world, &format!("req_{hour}"))]).await;
+        let run = bench.run().await;
+        assert_eq!((run.delivered, run.rejected, run.differences), (3, 0, 0), "{hour}: {run:?}");
+    }
+    bench.world.clock.set("2026-11-23T02:00:00Z");
+    let mut rejected = 0;
+    for _ in 0..3 {
+        let run = bench.run().await;
+        rejected += run.rejected;
+        assert_eq!(run.differences, 0, "{run:?}");
+        bench.world.clock.advance_ms(3_600_000);
+    }
+    assert_eq!(rejected, 1);
+}
+
+#[tokio::test]
+async fn stripes_words_that_do_not_end_are_followed_up_all_the_same() {
+    let bench = thrown_away().await;
+    let mut rejected = 0;
+    for _ in 0..6 {
+        bench.world.clock.advance_ms(900_000);
+        bench.world.store().note_meter_error(bench.world.clock.now()).await.unwrap();
+        rejected += bench.run().await.rejected;
+    }
+    assert_eq!(rejected, 1);
+}
+
+#[tokio::test]
+async fn what_was_late_rather_than_thrown_away_is_not_replayed() {
+    for looked_at_meanwhile in [false, true] {
+        let bench = thrown_away().await;
+        bench.world.clock.advance_ms(3_600_000);
+        assert_eq!(bench.run().await.rejected, 1);
+        // Stripe's summary catches up.
+        bench.world.meters.stray("requests", at("2026-11-22T12:00:00Z"), 1);
+        if looked_at_meanwhile {
+            bench.world.clock.advance_ms(DAY_SECS * 1000);
+            assert_eq!(bench.run().await.differences, 0);
+        }
+        let run = bench.order(Some(Order::Replay { user_id: user("ada"), tally_key: None })).await;
+        assert_eq!((run.replayed, bench.metered()), (0, THREE_CALLS));
+        let book: Book = serde_json::from_value(bench.book().await).unwrap();
+        let totals = book.totals(&MeterId::new("requests").unwrap());
+        assert_eq!(totals, BookTotals { reported: 3, ..BookTotals::default() }, "{looked_at_meanwhile}");
+    }
+}
+
+#[tokio::test]
+async fn one_tally_can_be_replayed_alone() {
+    let bench = bench().await;
+    let refused = |_| {
+        bench.world.meters.refuse_next(StripeError::Refused {
+            status: 400,
+            code: "archived_meter".to_owned(),
+            message: String::new(),
+            request_id: "req_1".to_owned(),
+        });
+    };
+    (0..3).for_each(refused);
+    bench.run().await;
+    bench.world.clock.set("2026-11-23T12:00:00Z");
+    count(&bench.world, "next", &[call_at_now(&bench.world, "req_next")]).await;
+    (0..3).for_each(refused);
+    bench.run().await;
+    let tally_key = bench.world.items("books").await[1]["book_key"].as_str().map(str::to_owned);
+    let run = bench.order(Some(Order::Replay { user_id: user("ada"), tally_key })).await;
+    assert_eq!((run.replayed, bench.metered()), (1, [1, 812, 240]));
 }

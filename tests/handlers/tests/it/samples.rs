@@ -103,7 +103,7 @@ pub(crate) fn subscriber(customer_id: &str, user_id: &str, since: &str) -> Custo
 pub(crate) fn overdue(mut facts: CustomerFacts, invoice: &str, created: &str) -> CustomerFacts {
     let subscription = &mut facts.subscriptions[0];
     subscription.status = Status::PastDue;
-    let latest = LatestInvoice { id: InvoiceId::new(invoice).unwrap(), is_final: true, period_end: Some(at(created)) };
+    let latest = LatestInvoice { id: InvoiceId::new(invoice).unwrap(), is_final: true, period: Some((at(created), at(created))) };
     subscription.latest_invoice = Some(latest);
     facts.open_invoices = vec![InvoiceFacts {
         id: InvoiceId::new(invoice).unwrap(),

@@ -739,7 +739,7 @@ fn with_newest_invoice(status_is_final: bool, period_end: &str) -> CustomerFacts
     let mut facts = ada();
     let id = InvoiceId::new("in_1").unwrap();
     facts.subscriptions[0].latest_invoice =
-        Some(LatestInvoice { id, is_final: status_is_final, period_end: Some(at(period_end)) });
+        Some(LatestInvoice { id, is_final: status_is_final, period: Some((at(SINCE), at(period_end))) });
     facts
 }
 
