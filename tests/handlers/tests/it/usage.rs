@@ -730,7 +730,7 @@ async fn at_the_deadline_nothing_more_is_put_into_quarantine_either() {
     for (n, body) in bodies.into_iter().enumerate() {
         let clock = bench.world.clock.clone();
         bench.usage.quarantine.faults.meanwhile("keep", 1, async move { clock.set("2026-11-22T12:05:00Z") });
-        let batch = messages(&bench.world, &[("m", body)]);
+        let batch = messages(&bench.world, &[(&format!("m{n}"), body)]);
         let before = bench.usage.quarantine.faults.calls("keep");
         let answer = bench.usage.handle(batch.clone(), &format!("inv_{n}"), now_ms + 50_000).await.unwrap();
         assert_eq!((answer.batch_item_failures.len(), bench.usage.quarantine.faults.calls("keep") - before), (1, 1), "{n}");
