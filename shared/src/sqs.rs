@@ -6,7 +6,7 @@ use aws_sdk_sqs::{
 };
 
 use crate::{
-    domain::{hint::Hint, id::UserId},
+    domain::{hint::Hint, id::UserId, usage::recount_message},
     ports::{Hints, Postpone, Recounts, Unavailable},
 };
 
@@ -78,10 +78,6 @@ impl Recounts for UsageQueue {
     }
 }
 
-fn recount_message(user_id: &UserId) -> String {
-    serde_json::json!({"recount": {"user_id": user_id}}).to_string()
-}
-
 fn unavailable<E: ProvideErrorMetadata, R>(what: &'static str, error: &SdkError<E, R>) -> Unavailable {
     let reason = match (error.code(), error) {
         (Some(code), _) => code.to_owned(),
@@ -104,13 +100,6 @@ fn fifo_name(name: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_recount_names_its_user_whatever_the_id_looks_like() {
-        let message = |user: &str| recount_message(&UserId::new(user).unwrap());
-        assert_eq!(message("ada"), r#"{"recount":{"user_id":"ada"}}"#);
-        assert_eq!(message("a\"}\u{1f600}"), "{\"recount\":{\"user_id\":\"a\\\"}\u{1f600}\"}}");
-    }
 
     #[test]
     fn stripes_ids_stay_as_they_are_and_others_become_valid_and_distinct() {

@@ -350,6 +350,7 @@ mod tests {
 
     #[test]
     fn a_recount_is_told_from_an_event_that_has_a_field_of_that_name() {
+        assert_eq!(recount_message(&UserId::new("ada").unwrap()), r#"{"recount":{"user_id":"ada"}}"#);
         check(&recount_message(&UserId::new("ada \"the\" first").unwrap()), &expect![[r#"recount of ada "the" first"#]]);
         check(&with("recount", r#"{"user_id":"ada"}"#), &expect!["req_1 2026-11-22T12:00:00Z"]);
         check(&with("events", "[7]"), &expect!["req_1 2026-11-22T12:00:00Z"]);

@@ -916,11 +916,7 @@ async fn usage_of_unknown_prices_is_parked_and_counted_when_they_are_known() {
     bench.world.clock.advance_ms(15 * 60_000);
     assert_eq!(handle(&bench.usage, event, "inv_3").await, NOTHING);
     assert_eq!(bench.totals("grace").await, [0, 0, 0]);
-    let known = join_grace(&World::start().await).await;
-    let account = Account { version: 2, segments: known.segments, ..unknown };
-    let change =
-        AccountChange { account: &account, next_due: None, notices: &[], processed: None, at_ms: bench.world.clock.now_ms() };
-    assert_eq!(bench.world.store().commit(&change).await.unwrap(), Commit::Done);
+    join_grace(&bench.world).await;
     assert_eq!(bench.deliver("inv_4", &[("r2", recount("grace"))]).await, NOTHING);
     assert_eq!(bench.totals("grace").await, [1, 812, 240]);
 }
