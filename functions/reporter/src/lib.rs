@@ -331,10 +331,11 @@ impl Shift {
         !self.stopped.get()
     }
 
-    /// Learns from an answer of Stripe's how to go on.
-    fn heard(&self, error: Option<&StripeError>, clock: &impl Clock) {
+    /// Learns from a call that failed, if it did, how to go on.
+    fn failed(&self, error: Option<&StripeError>, clock: &impl Clock) {
+        let Some(error) = error else { return };
         match error {
-            Some(StripeError::Unavailable { retry_after_secs, .. }) => {
+            StripeError::Unavailable { retry_after_secs, .. } => {
                 self.unanswered.set(self.unanswered.get().saturating_add(1));
                 let wait_secs = i64::from(retry_after_secs.unwrap_or(0));
                 let is_too_long = clock.now_ms().saturating_add(wait_secs.saturating_mul(1_000)) >= self.stop_at_ms;
@@ -343,12 +344,10 @@ impl Shift {
                 }
                 self.pace.pause(wait_secs);
             }
-            Some(StripeError::Unauthorised { .. }) => self.stopped.set(true),
-            Some(_) | None => self.unanswered.set(0),
+            StripeError::Unauthorised { .. } => self.stopped.set(true),
+            _ => {}
         }
-        if let Some(error) = error {
-            self.run.borrow_mut().error(error.to_string());
-        }
+        self.run.borrow_mut().error(error.to_string());
     }
 }
 

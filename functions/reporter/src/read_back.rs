@@ -71,7 +71,7 @@ where
             return Shown::NotNow;
         }
         let total = self.meters.total(&meter.event_name, customer, from.start(), to.end()).await;
-        shift.heard(total.as_ref().err(), &self.clock);
+        shift.failed(total.as_ref().err(), &self.clock);
         match total {
             Ok(total) => Shown::Total(total),
             Err(StripeError::NotFound { .. } | StripeError::Refused { .. }) => Shown::Nothing,

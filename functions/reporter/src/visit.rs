@@ -257,16 +257,17 @@ where
         let sent = self.meters.send(report).await;
         Ok(match sent {
             Ok(_) => {
-                shift.heard(None, &self.clock);
+                shift.unanswered.set(0);
                 Fate::Delivered
             }
             Err(StripeError::Refused { code, message, request_id, .. }) => {
+                shift.unanswered.set(0);
                 let detail = format!("Stripe refused the report: {code}: {message} (request {request_id})");
                 self.keep_refused(tally, meter, report, detail).await?;
                 Fate::Refused
             }
             Err(error) => {
-                shift.heard(Some(&error), &self.clock);
+                shift.failed(Some(&error), &self.clock);
                 Fate::Unknown
             }
         })
@@ -322,7 +323,7 @@ where
     async fn decide_one(&self, shift: &Shift, tally: &Tally, meter: &MeterId, intent: &Intent) -> Result<Fate, Unavailable> {
         let until = intent.minute.plus_secs(MINUTE_SECS);
         let total = self.meters.total(&intent.event_name, &intent.customer, intent.minute, until).await;
-        shift.heard(total.as_ref().err(), &self.clock);
+        shift.failed(total.as_ref().err(), &self.clock);
         match total {
             Ok(in_minute) => Ok(report::decided(intent, in_minute)),
             // The customer was deleted, or the meter is gone: whatever arrived, nobody will be billed for it.
@@ -461,16 +462,20 @@ where
         for key in keys {
             let mut book = self.books.book(user_id, &key).await?;
             // What was late rather than thrown away must not be billed twice.
+            let known = book.clone();
             if let Some((tally, billing)) = self.billed_tally(user_id, &key, &book).await?
                 && !self.recover(shift, user_id, &tally, &billing, &mut book).await?
             {
                 return Err(failed("Stripe could not be asked what it has by now"));
             }
-            if book.replay() {
+            let is_replayed = book.replay();
+            if book != known {
                 book.due_at = Some(shift.now);
                 if self.books.save(user_id, &key, &mut book).await? == Commit::LostRace {
                     return Err(failed("another reporter was at a book"));
                 }
+            }
+            if is_replayed {
                 replayed.push(key);
             }
         }

@@ -25,10 +25,21 @@ struct Said {
 
 impl MeterErrors for Store {
     async fn note_meter_error(&self, said_at: EpochSecs) -> Result<(), Unavailable> {
+        let said = number(said_at.as_secs());
         let mut changes = Changes::default();
-        changes.set("said_at", number(said_at.as_secs()));
-        changes.set_once("first_said_at", number(said_at.as_secs()));
-        self.change_control(METER_ERRORS, changes, None).await.map(|_| ())
+        changes.set("said_at", said.clone());
+        changes.set_once("first_said_at", said.clone());
+        let (name, value) = (changes.name("said_at"), changes.value(said.clone()));
+        let is_newest = format!("attribute_not_exists({name}) OR {name} < {value}");
+        if self.change_control(METER_ERRORS, changes, Some(is_newest)).await? {
+            return Ok(());
+        }
+        // One that comes late may be the first.
+        let mut changes = Changes::default();
+        changes.set("first_said_at", said.clone());
+        let (name, value) = (changes.name("first_said_at"), changes.value(said));
+        let is_first = format!("attribute_not_exists({name}) OR {name} > {value}");
+        self.change_control(METER_ERRORS, changes, Some(is_first)).await.map(|_| ())
     }
 
     async fn rejections(&self) -> Result<Option<Rejections>, Unavailable> {

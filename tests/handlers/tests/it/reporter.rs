@@ -124,7 +124,7 @@ async fn what_is_counted_is_reported_once_per_meter_and_a_second_run_reports_not
     assert_eq!(bench.run().await, Run { tallies: 1, ..Run::default() });
     assert_eq!(bench.world.meters.attempts().len(), 3);
     expect![[r#"
-        {"book_key":"2026-11-22/6:billed/7:sub_Ada/10:1794268800/16:7fb1b4d849779f3c","confirmed_at":1795348800,"due_at":1795399200,"due_shard":"02","meters":{"requests":{"confirmed_in_last_minute":3,"intent":null,"last_minute":1795348800,"quarantined":0,"reported":3},"tokens_in":{"confirmed_in_last_minute":2436,"intent":null,"last_minute":1795348800,"quarantined":0,"reported":2436},"tokens_out":{"confirmed_in_last_minute":720,"intent":null,"last_minute":1795348800,"quarantined":0,"reported":720}},"user_id":"ada","version":2}
+        {"book_key":"2026-11-22/6:billed/7:sub_Ada/10:1794268800/16:7fb1b4d849779f3c","confirmed_at":1795348800,"due_at":1795399200,"due_shard":"00","first_confirmed_at":1795348800,"is_suspect":false,"meters":{"requests":{"confirmed_in_last_minute":3,"intent":null,"last_minute":1795348800,"quarantined":0,"reported":3},"tokens_in":{"confirmed_in_last_minute":2436,"intent":null,"last_minute":1795348800,"quarantined":0,"reported":2436},"tokens_out":{"confirmed_in_last_minute":720,"intent":null,"last_minute":1795348800,"quarantined":0,"reported":720}},"user_id":"ada","version":2}
         2026-11-22T11:00:00Z"#]].assert_eq(&format!("{}\n{}", bench.book().await, bench.settled_through().await));
 }
 
@@ -923,7 +923,6 @@ async fn a_restore_of_a_day_with_two_books_is_adopted_whatever_stripe_has() {
         bench.world.restore("books", backup).await;
         bench.run().await;
         bench.world.clock.advance_ms(3_600_000);
-        assert!(bench.order(Some(Order::Adopt)).await.held || thrown_away == 0);
         assert!(!bench.order(Some(Order::Adopt)).await.held, "{thrown_away}");
         bench.world.clock.advance_ms(60_000);
         bench.run().await;

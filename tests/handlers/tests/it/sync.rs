@@ -813,7 +813,7 @@ async fn a_price_that_becomes_known_bills_its_segment_from_the_start_and_queues_
 async fn stripes_word_of_rejected_usage_is_kept_for_the_reporter() {
     let bench = bench().await;
     let rejected = |event_id: &str, kind: &str, created: &str| hint(event_id, kind, created, "mtr_1", None);
-    let kept = async || bench.world.store().last_meter_error().await.unwrap();
+    let kept = async || bench.world.store().rejections().await.unwrap().map(|said| said.last_at);
     let noon = at("2026-11-22T12:00:00Z");
     for (event_id, kind, created, expected) in [
         ("evt_1", "v1.billing.meter.error_report_triggered", "2026-11-22T11:00:00Z", at("2026-11-22T11:00:00Z")),
@@ -826,6 +826,8 @@ async fn stripes_word_of_rejected_usage_is_kept_for_the_reporter() {
         assert_eq!(bench.hint(&hint).await, Ok(expected_outcome), "{event_id}");
         assert_eq!(kept().await, Some(expected), "{event_id}");
     }
+    let first = bench.world.store().rejections().await.unwrap().map(|said| said.first_at);
+    assert_eq!(first, Some(at("2026-11-22T10:00:00Z")), "one that comes late may be the first");
     assert_eq!(bench.world.stripe.faults.calls("customer_of"), 0, "it is no customer's");
     bench.world.clock.advance_ms(1_000);
     let later = rejected("evt_5", "v1.billing.meter.no_meter_found", "2026-11-22T12:00:01Z");
