@@ -9,7 +9,7 @@ use tokentill::{
         destination::{Destination, destination, is_open},
         id::{MeterId, UserId, composite_key},
         read_back,
-        report::{self, Book, Fate, Intent, MeterReport, SUMMARY_SETTLES_SECS, Tally},
+        report::{self, Book, Fate, Intent, MeterReport, SUMMARY_SETTLES_SECS, Tally, UnderWay},
         time::{EpochSecs, MINUTE_SECS, UtcDay},
     },
     ports::{
@@ -100,7 +100,7 @@ where
                         match self.books.save(owner.user_id, key, &mut book).await? {
                             Commit::LostRace => Commit::LostRace,
                             Commit::Done => {
-                                let (to_send, _) = report::under_way(&book, true, self.clock.now());
+                                let to_send = report::under_way(&book, true, self.clock.now()).to_send;
                                 Box::pin(self.send(shift, &tally, &mut book, to_send)).await?
                             }
                         }
@@ -215,7 +215,7 @@ where
         let final_after = self.settings.final_after_secs;
         let account = self.account_of(owner).await?;
         let is_open = account.is_none_or(|account| is_open(billing, account, &self.prices, now, final_after));
-        let (to_send, overdue) = report::under_way(book, is_open, now);
+        let UnderWay { to_send, overdue } = report::under_way(book, is_open, now);
         if !to_send.is_empty() && !shift.stopped.get() {
             // Known before the attempt: its minute's summary must not be read too soon after it.
             book.resent_at = Some(now);

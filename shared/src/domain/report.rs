@@ -304,17 +304,26 @@ pub fn intend(
 /// The reports under way that may be sent now, in the order of their meters, and those of unknown fate that may not any more:
 /// their first attempt was too long ago, or their period is closed (`is_open` is false) and would not be billed.
 #[must_use]
-pub fn under_way(book: &Book, is_open: bool, now: EpochSecs) -> (Vec<(MeterId, MeterReport)>, Vec<(MeterId, Intent)>) {
-    let (mut to_send, mut overdue) = (Vec::new(), Vec::new());
+pub fn under_way(book: &Book, is_open: bool, now: EpochSecs) -> UnderWay {
+    let mut under_way = UnderWay::default();
     for (meter, entry) in &book.meters {
         let Some(intent) = &entry.intent else { continue };
         if is_open && now.secs_since(intent.first_attempt_at) < RESEND_WITHIN_SECS {
-            to_send.push((meter.clone(), intent.report()));
+            under_way.to_send.push((meter.clone(), intent.report()));
         } else {
-            overdue.push((meter.clone(), intent.clone()));
+            under_way.overdue.push((meter.clone(), intent.clone()));
         }
     }
-    (to_send, overdue)
+    under_way
+}
+
+/// A book's reports under way, each with its meter.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct UnderWay {
+    /// Those that may be sent.
+    pub to_send: Vec<(MeterId, MeterReport)>,
+    /// Those of unknown fate that may not be sent again.
+    pub overdue: Vec<(MeterId, Intent)>,
 }
 
 /// Whether a minute's summary, read now, tells what became of a report that is not sent any more: its last attempt is long
@@ -531,7 +540,7 @@ mod tests {
         let mut book = Book::default();
         let mut tally = tally("2026-11-20", SEGMENT, 10);
         assert!(intend(&tally, &mut book, &prices, now.minute(), now, || "id-1".into()));
-        let sent = under_way(&book, true, now).0;
+        let sent = under_way(&book, true, now).to_send;
         assert_eq!(sent[0].1.identifier, "id-1");
         assert_eq!((sent.len(), sent[0].1.quantity, sent[0].1.minute), (1, 10, at("2026-11-20T12:00:00Z")));
 
@@ -539,8 +548,8 @@ mod tests {
         tally.counted.insert(requests.clone(), 15);
         settle(&mut book, &requests, Fate::Unknown);
         assert!(!intend(&tally, &mut book, &prices, now.minute(), now.plus_secs(600), || "id-2".into()));
-        assert_eq!(under_way(&book, true, now.plus_secs(600)).0, sent);
-        assert_eq!(under_way(&book, false, now).1.len(), 1, "in a period that closed meanwhile it is not sent again");
+        assert_eq!(under_way(&book, true, now.plus_secs(600)).to_send, sent);
+        assert_eq!(under_way(&book, false, now).overdue.len(), 1, "in a period that closed meanwhile it is not sent again");
         assert!(!is_settled(&tally, &book));
 
         settle(&mut book, &requests, Fate::Delivered);
@@ -559,7 +568,7 @@ mod tests {
         let prices = PriceList::shipped().unwrap();
         intend(&tally, &mut book, &prices, now.minute(), now, || "id-1".into());
         let last = now.plus_secs(RESEND_WITHIN_SECS - 1);
-        let counts = |at| (under_way(&book, true, at).0.len(), under_way(&book, true, at).1.len());
+        let counts = |at| (under_way(&book, true, at).to_send.len(), under_way(&book, true, at).overdue.len());
         assert_eq!(counts(last), (1, 0));
         let late = now.plus_secs(RESEND_WITHIN_SECS);
         assert_eq!(counts(late), (0, 1));
