@@ -10,6 +10,7 @@
 
 mod access;
 mod audit;
+mod cost;
 mod load;
 mod logs;
 mod reporter;
