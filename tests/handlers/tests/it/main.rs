@@ -14,6 +14,7 @@ mod load;
 mod logs;
 mod reporter;
 mod samples;
+mod schema;
 mod sweeper;
 mod sync;
 mod usage;
