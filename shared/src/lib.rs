@@ -10,6 +10,7 @@ pub mod domain;
 pub mod dynamodb;
 pub mod log;
 pub mod ports;
+pub mod producer;
 pub mod records;
 pub mod schedule;
 pub mod sqs;

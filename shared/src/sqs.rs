@@ -1,13 +1,17 @@
 //! The adapters to the account-changes queue and, for recounts, to the usage queue.
 
+use std::sync::Arc;
+
 use aws_sdk_sqs::{
     Client,
     error::{ProvideErrorMetadata, SdkError},
+    types::SendMessageBatchRequestEntry,
 };
 
 use crate::{
     domain::{hint::Hint, id::UserId, usage::recount_message},
     ports::{Hints, Postpone, Recounts, Unavailable},
+    producer::UsageSink,
 };
 
 /// How long a recount waits: it is queued before the commit that makes it worth while, and should not come before it.
@@ -55,7 +59,7 @@ impl Postpone for HintQueue {
     }
 }
 
-/// The usage queue, as far as others than AI services put something on it.
+/// The usage queue, for those that put something on it: a service's [`crate::producer`], and whoever asks for a recount.
 #[derive(Debug, Clone)]
 pub struct UsageQueue {
     client: Client,
@@ -75,6 +79,27 @@ impl Recounts for UsageQueue {
         let request = self.client.send_message().queue_url(&self.url).message_body(recount_message(user_id));
         let sent = request.delay_seconds(RECOUNT_DELAY_SECS).send().await;
         sent.map(|_| ()).map_err(|error| unavailable("queueing a recount", &error))
+    }
+}
+
+impl UsageSink for UsageQueue {
+    async fn send(&self, bodies: &[Arc<str>]) -> Result<Vec<usize>, Unavailable> {
+        const WHAT: &str = "sending usage events";
+        if let [body] = bodies {
+            let sent = self.client.send_message().queue_url(&self.url).message_body(&**body).send().await;
+            return sent.map(|_| vec![0]).map_err(|error| unavailable(WHAT, &error));
+        }
+        let entry = |(place, body): (usize, &Arc<str>)| {
+            SendMessageBatchRequestEntry::builder().id(place.to_string()).message_body(&**body).build()
+        };
+        let entries: Result<Vec<_>, _> = bodies.iter().enumerate().map(entry).collect();
+        let entries = entries.map_err(|error| Unavailable { what: WHAT, reason: error.to_string() })?;
+        let sent = self.client.send_message_batch().queue_url(&self.url).set_entries(Some(entries)).send().await;
+        let sent = sent.map_err(|error| unavailable(WHAT, &error))?;
+        if let (Some(refused), []) = (sent.failed().first(), sent.successful()) {
+            return Err(Unavailable { what: WHAT, reason: refused.code().to_owned() });
+        }
+        Ok(sent.successful().iter().filter_map(|taken| taken.id().parse().ok()).collect())
     }
 }
 

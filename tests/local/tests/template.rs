@@ -328,6 +328,20 @@ fn no_grant_has_a_star_in_it() {
     }
 }
 
+#[test]
+fn ai_services_may_send_to_the_usage_queue_and_nothing_else() {
+    let template = Template::read();
+    let policies: Vec<(&str, &Value)> = template.of_type("AWS::IAM::ManagedPolicy").collect();
+    let [("UsageProducerPolicy", policy)] = policies[..] else { panic!("{policies:?}: UsageProducerPolicy is the only one") };
+    let named = &policy["ManagedPolicyName"];
+    assert!(named.is_null(), "UsageProducerPolicy: a name would ask every deployment for CAPABILITY_NAMED_IAM");
+    let expected = json!([{"Sid": "ReportUsage", "Effect": "Allow", "Action": "sqs:SendMessage",
+        "Resource": {"Fn::GetAtt": "UsageQueue.Arn"}}]);
+    assert_eq!(policy["PolicyDocument"]["Statement"], expected, "UsageProducerPolicy: a service reports usage, nothing else");
+    let output = &template.section("Outputs")["UsageProducerPolicyArn"]["Value"];
+    assert_eq!(target(output), Some("UsageProducerPolicy"), "its ARN is an output, to be attached to the services' roles");
+}
+
 /// Who may read which secret: the Stripe key only where Stripe is called, the webhook's secret only at the webhook.
 #[test]
 fn secrets_are_read_only_where_they_are_needed() {

@@ -4,6 +4,7 @@
 mod demo;
 mod grants;
 mod official;
+mod producer;
 mod samples;
 
 use tokio::sync::{Mutex, MutexGuard};

@@ -15,6 +15,7 @@ mod load;
 mod logs;
 mod reporter;
 mod samples;
+mod schema;
 mod sweeper;
 mod sync;
 mod usage;
