@@ -7,7 +7,7 @@ use aws_sdk_sqs::{
 
 use crate::{
     domain::{hint::Hint, id::UserId, usage::recount_message},
-    ports::{Hints, Postpone, Recounts, Unavailable},
+    ports::{Hints, Postpone, Recounts, Unavailable, UsageMessages},
 };
 
 /// How long a recount waits: it is queued before the commit that makes it worth while, and should not come before it.
@@ -75,6 +75,13 @@ impl Recounts for UsageQueue {
         let request = self.client.send_message().queue_url(&self.url).message_body(recount_message(user_id));
         let sent = request.delay_seconds(RECOUNT_DELAY_SECS).send().await;
         sent.map(|_| ()).map_err(|error| unavailable("queueing a recount", &error))
+    }
+}
+
+impl UsageMessages for UsageQueue {
+    async fn send(&self, body: &str) -> Result<(), Unavailable> {
+        let sent = self.client.send_message().queue_url(&self.url).message_body(body).send().await;
+        sent.map(|_| ()).map_err(|error| unavailable("queueing usage", &error))
     }
 }
 
