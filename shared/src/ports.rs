@@ -461,6 +461,47 @@ pub trait Quarantine {
     async fn keep(&self, entry: &Quarantined) -> Result<(), Unavailable>;
 }
 
+/// The quarantine, for those who look at it and send its input again.
+pub trait QuarantineEntries {
+    /// The entries of a UTC day, by their ids.
+    ///
+    /// # Errors
+    /// [`Unavailable`], also if an entry cannot be read by this version.
+    async fn entries(&self, day: UtcDay) -> Result<Vec<QuarantineEntry>, Unavailable>;
+
+    /// One entry of a UTC day, read consistently.
+    ///
+    /// # Errors
+    /// [`Unavailable`], also if it cannot be read by this version.
+    async fn entry(&self, day: UtcDay, quarantine_id: &str) -> Result<Option<QuarantineEntry>, Unavailable>;
+
+    /// Notes with an entry that its input was sent again. The entry stays.
+    ///
+    /// # Errors
+    /// [`Unavailable`] if it is not certain that it is noted, or there is no such entry.
+    async fn mark_retried(&self, entry: &Quarantined, retried_at: EpochSecs) -> Result<(), Unavailable>;
+}
+
+/// One entry of the quarantine as it is stored.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct QuarantineEntry {
+    /// What was kept.
+    #[serde(flatten)]
+    pub quarantined: Quarantined,
+    /// When its input was sent again, if it was.
+    #[serde(default)]
+    pub retried_at: Option<EpochSecs>,
+}
+
+/// Sends usage messages, as an AI service does.
+pub trait UsageMessages {
+    /// Queues a message of this body durably.
+    ///
+    /// # Errors
+    /// [`Unavailable`] if it is not certain that it is queued.
+    async fn send(&self, body: &str) -> Result<(), Unavailable>;
+}
+
 /// One entry of the quarantine.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Quarantined {

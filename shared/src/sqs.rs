@@ -10,7 +10,7 @@ use aws_sdk_sqs::{
 
 use crate::{
     domain::{hint::Hint, id::UserId, usage::recount_message},
-    ports::{Hints, Postpone, Recounts, Unavailable},
+    ports::{Hints, Postpone, Recounts, Unavailable, UsageMessages},
     producer::UsageSink,
 };
 
@@ -100,6 +100,13 @@ impl UsageSink for UsageQueue {
             return Err(Unavailable { what: WHAT, reason: refused.code().to_owned() });
         }
         Ok(sent.successful().iter().filter_map(|taken| taken.id().parse().ok()).collect())
+    }
+}
+
+impl UsageMessages for UsageQueue {
+    async fn send(&self, body: &str) -> Result<(), Unavailable> {
+        let sent = self.client.send_message().queue_url(&self.url).message_body(body).send().await;
+        sent.map(|_| ()).map_err(|error| unavailable("queueing usage", &error))
     }
 }
 

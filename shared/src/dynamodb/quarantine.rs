@@ -1,12 +1,14 @@
 //! The quarantine: one item for each piece of input, in a partition for each day and shard.
 
-use super::{Store, number, text, to_item, unavailable};
+use futures_util::future::try_join_all;
+
+use super::{Changes, Store, from_item, number, text, to_item, unavailable};
 use crate::{
     domain::{
         id::shard_of,
-        time::{DAY_SECS, EpochSecs},
+        time::{DAY_SECS, EpochSecs, UtcDay},
     },
-    ports::{Quarantine, Quarantined, Unavailable},
+    ports::{Quarantine, QuarantineEntries, QuarantineEntry, Quarantined, Unavailable},
 };
 
 /// How many keys a day's entries are spread over.
@@ -19,10 +21,77 @@ impl Quarantine for Store {
         const WHAT: &str = "putting something into quarantine";
         let at = EpochSecs::from_ms(entry.at_ms);
         let mut item = to_item(WHAT, entry)?;
-        let shard = shard_of(&entry.quarantine_id, SHARDS);
-        item.insert("day_shard".to_owned(), text(format!("{}/{shard:02}", at.day())));
+        item.insert("day_shard".to_owned(), text(day_shard_of(at.day(), &entry.quarantine_id)));
         item.insert("expires_at".to_owned(), number(at.plus_secs(KEPT_SECS).as_secs()));
         let request = self.client.put_item().table_name(&self.tables.quarantine).set_item(Some(item));
         request.send().await.map(|_| ()).map_err(unavailable(WHAT))
     }
+}
+
+impl QuarantineEntries for Store {
+    async fn entries(&self, day: UtcDay) -> Result<Vec<QuarantineEntry>, Unavailable> {
+        let shards = try_join_all((0..SHARDS).map(|shard| self.quarantine_shard(day_shard(day, shard)))).await?;
+        let mut entries: Vec<_> = shards.into_iter().flatten().collect();
+        entries.sort_by(|a, b| a.quarantined.quarantine_id.cmp(&b.quarantined.quarantine_id));
+        Ok(entries)
+    }
+
+    async fn entry(&self, day: UtcDay, quarantine_id: &str) -> Result<Option<QuarantineEntry>, Unavailable> {
+        const WHAT: &str = "reading an entry of the quarantine";
+        let request = self
+            .client
+            .get_item()
+            .table_name(&self.tables.quarantine)
+            .key("day_shard", text(day_shard_of(day, quarantine_id)))
+            .key("quarantine_id", text(quarantine_id))
+            .consistent_read(true);
+        let found = request.send().await.map_err(unavailable(WHAT))?;
+        found.item.map(|item| from_item(WHAT, item)).transpose()
+    }
+
+    async fn mark_retried(&self, entry: &Quarantined, retried_at: EpochSecs) -> Result<(), Unavailable> {
+        let day = EpochSecs::from_ms(entry.at_ms).day();
+        let mut changes = Changes::default();
+        changes.set("retried_at", number(retried_at.as_secs()));
+        let request = self
+            .client
+            .update_item()
+            .table_name(&self.tables.quarantine)
+            .key("day_shard", text(day_shard_of(day, &entry.quarantine_id)))
+            .key("quarantine_id", text(&entry.quarantine_id))
+            .update_expression(changes.expression())
+            // An entry that expired meanwhile is not made anew.
+            .condition_expression("attribute_exists(quarantine_id)")
+            .set_expression_attribute_names(Some(changes.names))
+            .set_expression_attribute_values(Some(changes.values));
+        request.send().await.map(|_| ()).map_err(unavailable("marking an entry of the quarantine"))
+    }
+}
+
+impl Store {
+    async fn quarantine_shard(&self, day_shard: String) -> Result<Vec<QuarantineEntry>, Unavailable> {
+        const WHAT: &str = "reading the quarantine";
+        let mut entries = Vec::new();
+        let mut pages = self
+            .client
+            .query()
+            .table_name(&self.tables.quarantine)
+            .key_condition_expression("day_shard = :key")
+            .expression_attribute_values(":key", text(day_shard))
+            .into_paginator()
+            .items()
+            .send();
+        while let Some(item) = pages.next().await {
+            entries.push(from_item(WHAT, item.map_err(unavailable(WHAT))?)?);
+        }
+        Ok(entries)
+    }
+}
+
+fn day_shard(day: UtcDay, shard: u8) -> String {
+    format!("{day}/{shard:02}")
+}
+
+fn day_shard_of(day: UtcDay, quarantine_id: &str) -> String {
+    day_shard(day, shard_of(quarantine_id, SHARDS))
 }

@@ -14,7 +14,8 @@ use tokentill::{
     },
     ports::{
         AccountChange, Accounts, Books, Commit, CustomerRecord, DueAccounts, Ledger, MeterErrors, Parked, ParkedPlace,
-        Quarantine, Quarantined, ReporterMemory, ReporterState, Touched, Unavailable, Written,
+        Quarantine, QuarantineEntries, QuarantineEntry, Quarantined, ReporterMemory, ReporterState, Touched, Unavailable,
+        Written,
     },
 };
 
@@ -262,5 +263,19 @@ impl<P: MeterErrors> MeterErrors for Faulty<P> {
 impl<P: Quarantine> Quarantine for Faulty<P> {
     async fn keep(&self, entry: &Quarantined) -> Result<(), Unavailable> {
         self.call("keep", self.port.keep(entry)).await
+    }
+}
+
+impl<P: QuarantineEntries> QuarantineEntries for Faulty<P> {
+    async fn entries(&self, day: UtcDay) -> Result<Vec<QuarantineEntry>, Unavailable> {
+        self.call("entries", self.port.entries(day)).await
+    }
+
+    async fn entry(&self, day: UtcDay, quarantine_id: &str) -> Result<Option<QuarantineEntry>, Unavailable> {
+        self.call("entry", self.port.entry(day, quarantine_id)).await
+    }
+
+    async fn mark_retried(&self, entry: &Quarantined, retried_at: EpochSecs) -> Result<(), Unavailable> {
+        self.call("mark_retried", self.port.mark_retried(entry, retried_at)).await
     }
 }

@@ -10,7 +10,7 @@
 
 mod access;
 mod audit;
-mod cost;
+mod cli;
 mod load;
 mod logs;
 mod reporter;
