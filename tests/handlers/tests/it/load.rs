@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use tokentill::{
     domain::{
         counting::TIME_SHARDS,
-        id::{composite_key, shard_of},
+        id::{MeterId, composite_key, shard_of},
     },
     ports::{Clock, Tallies},
 };
@@ -251,4 +251,49 @@ async fn a_message_of_a_thousand_events_of_a_thousand_users_is_handled_whole() {
     let tallies = world.items("tallies").await;
     assert_eq!(tallies.len(), 1_000);
     assert!(tallies.iter().all(|tally| tally["counted:requests"] == 1));
+}
+
+/// CPU seconds this process has used, all threads, those of the embedded engine too.
+fn cpu_secs() -> f64 {
+    let stat = std::fs::read_to_string("/proc/self/stat").unwrap();
+    let fields: Vec<&str> = stat.rsplit_once(')').unwrap().1.split_whitespace().collect();
+    // Clock ticks of user and system time, a hundred in a second.
+    fields[11..13].iter().map(|ticks| ticks.parse::<f64>().unwrap()).sum::<f64>() / 100.0
+}
+
+/// A stream of events through the real function and engine, a few of each batch repeated in the next. 5,000 of them unless
+/// `TOKENTILL_EVENTS` says otherwise; docs/performance.md has what a million took.
+#[tokio::test]
+async fn a_long_stream_is_counted_exactly_and_costs_the_same_to_its_end() {
+    let total: usize = std::env::var("TOKENTILL_EVENTS").ok().map_or(5_000, |events| events.parse().unwrap());
+    let users = (total / 500).clamp(10, 200);
+    let world = world().await;
+    for n in 0..users {
+        let facts = subscriber(&format!("cus_{n}"), &format!("user_{n}"), "2026-11-10T00:00:00Z");
+        commit(&world, &format!("user_{n}"), &facts).await;
+    }
+    let event = |n: usize| (format!("m{n}"), call(&format!("user_{}", n / 100 % users), n));
+    let (mut written, mut next_print) = (0, (total / 100).max(1_000));
+    let (mut cpu, mut began, mut since) = (cpu_secs(), Instant::now(), 0);
+    while written < total {
+        let until = (written + 5_000).min(total);
+        let mut batch: Messages = (written..until).map(event).collect();
+        batch.extend((written.saturating_sub(50)..written).map(|n| (format!("again{n}"), event(n).1)));
+        assert_eq!(handle(&world, &format!("inv_{written}"), &batch).await, Vec::<String>::new());
+        written = until;
+        if written >= next_print || written == total {
+            let events = (written - since) as f64;
+            let (cpu_us, per_sec) = ((cpu_secs() - cpu) * 1e6 / events, events / began.elapsed().as_secs_f64());
+            println!("{written} events: {per_sec:.0} events a second, {cpu_us:.0} µs of CPU an event, engine included");
+            (cpu, began, since) = (cpu_secs(), Instant::now(), written);
+            next_print = written * 2;
+        }
+    }
+    let requests = MeterId::new("requests").unwrap();
+    let mut counted = 0;
+    for n in 0..users {
+        let tallies = world.store().tallies(&user(&format!("user_{n}")), world.clock.now().day(), world.clock.now().day()).await;
+        counted += tallies.unwrap().iter().flat_map(|tally| tally.counted.get(&requests)).sum::<u64>();
+    }
+    assert_eq!(counted, total as u64);
 }

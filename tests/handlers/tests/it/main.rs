@@ -11,6 +11,7 @@
 mod access;
 mod audit;
 mod cli;
+mod cost;
 mod load;
 mod logs;
 mod reporter;
