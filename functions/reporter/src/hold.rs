@@ -5,10 +5,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use tokentill::{
     domain::{
+        counting::day_of,
         id::{CustomerId, MeterId, UserId},
         price_list::Meter,
         report::{self, Book, SUMMARY_SETTLES_SECS, Tally},
-        time::UtcDay,
     },
     log::{self, Line},
     ports::{
@@ -17,7 +17,10 @@ use tokentill::{
     },
 };
 
-use crate::{FIRST_LOOK_BACK_SECS, Order, Reporter, Shift, read_back::Shown};
+use crate::{
+    FIRST_LOOK_BACK_SECS, Order, Reporter, Shift,
+    read_back::{Shown, reported},
+};
 
 impl<B, A, M, Q, C, I> Reporter<B, A, M, Q, C, I>
 where
@@ -95,9 +98,9 @@ where
         mut keys: BTreeSet<String>,
         adopt: bool,
     ) -> Result<Option<u64>, Unavailable> {
-        let Some(first) = keys.first().and_then(|key| key.get(..10)).and_then(UtcDay::parse) else { return Ok(Some(0)) };
+        let Some(first) = keys.first().and_then(|key| day_of(key)) else { return Ok(Some(0)) };
         keys.extend(self.books.book_keys(user_id, first, shift.now.plus_days(36_500).day()).await?);
-        let last = keys.last().and_then(|key| key.get(..10)).and_then(UtcDay::parse).unwrap_or(first).max(shift.now.day());
+        let last = keys.last().and_then(|key| day_of(key)).unwrap_or(first).max(shift.now.day());
         let mut customers: BTreeMap<CustomerId, Vec<(Tally, Book)>> = BTreeMap::new();
         for key in keys {
             let book = self.books.book(user_id, &key).await?;
@@ -113,13 +116,13 @@ where
                     Shown::Nothing => continue,
                     Shown::NotNow => return Ok(None),
                 };
-                let reported = reported(&books, &meter.id);
-                if stripe == reported {
+                let known = reported(&books, &meter.id);
+                if stripe == known {
                     continue;
                 }
                 if !adopt {
                     differences = differences.saturating_add(1);
-                    self.tell_difference(shift, user_id, &meter.id, reported, stripe);
+                    self.tell_difference(shift, user_id, &meter.id, known, stripe);
                 } else if !self.adopt(shift, meter, &customer, &mut books, stripe).await? {
                     return Ok(None);
                 }
@@ -170,8 +173,4 @@ where
             .field("stripe", stripe)
             .write(&self.clock);
     }
-}
-
-fn reported(books: &[(Tally, Book)], meter: &MeterId) -> u64 {
-    books.iter().map(|(_, book)| book.totals(meter).reported).fold(0, u64::saturating_add)
 }

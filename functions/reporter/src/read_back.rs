@@ -40,11 +40,6 @@ impl Day {
         self.books.iter().map(of).fold(0, u64::saturating_add)
     }
 
-    /// What was reported of a meter and not rejected.
-    fn reported(&self, meter: &MeterId) -> u64 {
-        self.books.iter().map(|(_, book)| book.totals(meter).reported).fold(0, u64::saturating_add)
-    }
-
     fn confirmed_at(&self) -> Option<EpochSecs> {
         self.books.iter().filter_map(|(_, book)| book.confirmed_at).max()
     }
@@ -121,11 +116,11 @@ where
                     continue;
                 }
             };
-            let reported = day.reported(&meter);
-            let mut check = Check { at: self.clock.now(), counted: day.counted(&meter), reported, stripe };
+            let known = reported(&day.books, &meter);
+            let mut check = Check { at: self.clock.now(), counted: day.counted(&meter), reported: known, stripe };
             // What was late rather than thrown away is here after all.
-            let recovered = report::recover(book, &meter, stripe.saturating_sub(reported));
-            check.reported = reported.saturating_add(recovered);
+            let recovered = report::recover(book, &meter, stripe.saturating_sub(known));
+            check.reported = known.saturating_add(recovered);
             let finding = read_back::compare(&check, day.confirmed_at(), book.is_suspect);
             if finding == Finding::TooEarly {
                 again_in_secs = Some(SUMMARY_SETTLES_SECS);
@@ -165,7 +160,7 @@ where
         for meter in rejected {
             match self.shown(shift, &meter, &billing.customer_id, tally.day, tally.day).await {
                 Shown::Total(stripe) => {
-                    report::recover(book, &meter, stripe.saturating_sub(day.reported(&meter)));
+                    report::recover(book, &meter, stripe.saturating_sub(reported(&day.books, &meter)));
                 }
                 Shown::Nothing => {}
                 Shown::NotNow => return Ok(false),
@@ -199,4 +194,9 @@ where
             .field("stripe", check.stripe)
             .write(&self.clock);
     }
+}
+
+/// What was reported of a meter in these books and not rejected.
+pub(crate) fn reported(books: &[(Tally, Book)], meter: &MeterId) -> u64 {
+    books.iter().map(|(_, book)| book.totals(meter).reported).fold(0, u64::saturating_add)
 }

@@ -5,12 +5,12 @@ use std::collections::{BTreeMap, VecDeque};
 use tokentill::{
     domain::{
         account::Account,
-        counting::{Billing, QuarantineReason},
+        counting::{Billing, QuarantineReason, day_of},
         destination::{Destination, destination, is_open},
         id::{MeterId, UserId, composite_key},
         read_back,
         report::{self, Book, Fate, Intent, MeterReport, SUMMARY_SETTLES_SECS, Tally, UnderWay},
-        time::{EpochSecs, MINUTE_SECS, UtcDay},
+        time::{EpochSecs, MINUTE_SECS},
     },
     ports::{
         Accounts, Books, Clock, Commit, MeterErrors, MeterSink, MeterSummaries, Quarantine, Quarantined, ReporterState,
@@ -141,7 +141,7 @@ where
     ) -> Result<Option<(Tally, Billing)>, Unavailable> {
         let tally = self.books.tally(user_id, key).await?;
         let carried_into = || {
-            let (day, billing) = (key.get(..10).and_then(UtcDay::parse)?, book.billing.clone()?);
+            let (day, billing) = (day_of(key)?, book.billing.clone()?);
             Some(Tally::without_usage(user_id, key, day, billing))
         };
         let tally = tally.filter(|tally| tally.billing.is_some()).or_else(carried_into);

@@ -335,6 +335,12 @@ pub fn tally_key(day: UtcDay, segment: &str) -> String {
     format!("{day}/{segment}")
 }
 
+/// The day that a tally's key begins with, whether or not its shard is at its end.
+#[must_use]
+pub fn day_of(tally_key: &str) -> Option<UtcDay> {
+    tally_key.get(..10).and_then(UtcDay::parse)
+}
+
 /// The time index's partition key.
 #[must_use]
 pub fn time_key(user_id: &UserId, shard: u8) -> String {

@@ -13,7 +13,7 @@ use serde::Deserialize;
 use super::{Changes, Item, Store, from_item, number, text, to_item, unavailable, unreadable};
 use crate::{
     domain::{
-        counting::{Batch, Billing, Judged, LedgerRow, RowKey, TallyChange, Verdict, at_key},
+        counting::{Batch, Billing, Judged, LedgerRow, RowKey, TallyChange, Verdict, at_key, day_of},
         id::{MeterId, UserId, shard_of},
         report::Tally,
         time::{EpochSecs, UtcDay},
@@ -294,7 +294,7 @@ fn add_shard(sums: &mut BTreeMap<String, Tally>, user_id: &UserId, item: Item) -
     }
     let stored: StoredTally = from_item(TALLIES, item)?;
     let tally_key = unsharded_key(&stored.tally_key).ok_or_else(|| unreadable("a key has no shard"))?.to_owned();
-    let day = tally_key.get(..10).and_then(UtcDay::parse).ok_or_else(|| unreadable("a key has no day"))?;
+    let day = day_of(&tally_key).ok_or_else(|| unreadable("a key has no day"))?;
     let sum = sums.entry(tally_key.clone()).or_insert_with(|| Tally {
         user_id: user_id.clone(),
         tally_key,
