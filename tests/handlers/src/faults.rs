@@ -39,6 +39,8 @@ pub struct Faults(Rc<RefCell<Plan>>);
 #[derive(Default)]
 struct Plan {
     calls: BTreeMap<&'static str, usize>,
+    /// Those of them that are over.
+    over: BTreeMap<&'static str, usize>,
     faults: BTreeMap<(&'static str, usize), Fault>,
     always: BTreeMap<&'static str, Fault>,
     meanwhile: BTreeMap<(&'static str, usize), LocalBoxFuture<'static, ()>>,
@@ -83,6 +85,13 @@ impl Faults {
         self.0.borrow().calls.get(call).copied().unwrap_or(0)
     }
 
+    /// Waits until so many calls of a method are over, whether or not they took effect.
+    pub async fn until_over(&self, call: &str, calls: usize) {
+        while self.0.borrow().over.get(call).copied().unwrap_or(0) < calls {
+            tokio::task::yield_now().await;
+        }
+    }
+
     /// Makes a call with whatever is planned for it. `lost` makes the error of a lost request or reply.
     ///
     /// # Errors
@@ -104,7 +113,7 @@ impl Faults {
         if let Some(meanwhile) = meanwhile {
             meanwhile.await;
         }
-        match fault {
+        let result = match fault {
             None => effect.await,
             Some(Fault::LoseRequest) => Err(lost("the request was lost".to_owned())),
             Some(Fault::LoseReply) => effect.await.and_then(|_| Err(lost("the reply was lost".to_owned()))),
@@ -113,7 +122,9 @@ impl Faults {
                 let _ = effect.await;
                 crash()
             }
-        }
+        };
+        *self.0.borrow_mut().over.entry(call).or_insert(0) += 1;
+        result
     }
 }
 
@@ -235,6 +246,10 @@ impl<P: ReporterState> ReporterState for Faulty<P> {
 
     async fn take_lease(&self, owner: &str, now_ms: i64, until_ms: i64) -> Result<bool, Unavailable> {
         self.call("take_lease", self.port.take_lease(owner, now_ms, until_ms)).await
+    }
+
+    async fn renew_lease(&self, owner: &str, until_ms: i64) -> Result<bool, Unavailable> {
+        self.call("renew_lease", self.port.renew_lease(owner, until_ms)).await
     }
 
     async fn give_lease_back(&self, owner: &str) -> Result<(), Unavailable> {
