@@ -1,4 +1,4 @@
-//! What writes cost DynamoDB: write units for each partition key of a table or an index, read from the requests.
+//! What requests cost DynamoDB: write units for each partition key of a table or an index, and read units, told from the requests.
 //!
 //! It keeps each item as the requests made it, since the cost of an update depends on what stands. Sizes are DynamoDB's: names
 //! and texts by their bytes, numbers by their digits, rounded up to 1 KB; doubled for the table in a transaction.
@@ -14,19 +14,21 @@ type Attributes = BTreeMap<String, Value>;
 
 struct TableShape {
     name: &'static str,
-    key: [&'static str; 2],
+    key: &'static [&'static str],
     /// Name, partition key, sort key, and what is projected; nothing means all.
     index: Option<(&'static str, &'static str, &'static str, &'static [&'static str])>,
 }
 
-const TABLES: [TableShape; 3] = [
-    TableShape { name: "ledger", key: ["request_key", "row"], index: Some(("by_time", "time_key", "at_key", &[])) },
+const TABLES: [TableShape; 5] = [
+    TableShape { name: "ledger", key: &["request_key", "row"], index: Some(("by_time", "time_key", "at_key", &[])) },
     TableShape {
         name: "tallies",
-        key: ["user_id", "tally_key"],
+        key: &["user_id", "tally_key"],
         index: Some(("touched", "touched_key", "touched_at", &["segment_end"])),
     },
-    TableShape { name: "quarantine", key: ["day_shard", "quarantine_id"], index: None },
+    TableShape { name: "quarantine", key: &["day_shard", "quarantine_id"], index: None },
+    TableShape { name: "books", key: &["user_id", "book_key"], index: Some(("due", "due_shard", "due_at", &["due_at"])) },
+    TableShape { name: "control", key: &["name"], index: None },
 ];
 
 /// Every item that was written, as the requests made it.
@@ -35,6 +37,8 @@ pub struct Units {
     items: BTreeMap<(&'static str, String), Attributes>,
     /// Units spent so far.
     pub spent: BTreeMap<PartitionKey, u64>,
+    /// Half read units spent so far.
+    half_reads: u64,
 }
 
 /// One operation of a request: which item it makes, and what it costs where.
@@ -53,6 +57,32 @@ impl Units {
             .max_by_key(|(_, units)| **units)
             .map(|(key, units)| (key.clone(), *units))
             .expect("something was written")
+    }
+
+    /// All write units.
+    #[must_use]
+    pub fn writes_in_all(&self) -> u64 {
+        self.spent.values().sum()
+    }
+
+    /// All read units. Each answer is taken to be of at most 4 KB.
+    #[must_use]
+    pub fn reads_in_all(&self) -> f64 {
+        self.half_reads as f64 / 2.0
+    }
+
+    /// The bytes of a table's items, and of their copies in its index if that has all of them, as DynamoDB stores them: with 100
+    /// bytes beside each.
+    #[must_use]
+    pub fn stored_bytes(&self, table: &str) -> u64 {
+        self.items.iter().filter(|((of, _), _)| *of == table).map(|(_, item)| size(item) + 100).sum()
+    }
+
+    /// Counts a request's reads.
+    pub(crate) fn read(&mut self, operation: &str, body: &Value) {
+        if matches!(operation, "GetItem" | "Query") {
+            self.half_reads += if body["ConsistentRead"] == true { 2 } else { 1 };
+        }
     }
 
     /// All units of a table or an index.
@@ -85,7 +115,8 @@ impl Units {
         let name = operation["TableName"].as_str()?.strip_prefix("tokentill-")?;
         let table = TABLES.iter().find(|table| table.name == name)?;
         let given = operation.get("Item").or(operation.get("Key"))?.as_object()?;
-        let key = (table.name, table.key.map(|attribute| text(&given[attribute])).join("\n"));
+        let of_key: Vec<String> = table.key.iter().map(|attribute| text(&given[*attribute])).collect();
+        let key = (table.name, of_key.join("\n"));
         let before = self.items.get(&key);
         let after = match operation.get("Item") {
             Some(_) => attributes(given),
@@ -98,8 +129,8 @@ impl Units {
         let mut costs = vec![((table.name.to_owned(), text(&given[table.key[0]])), factor * size(&after).div_ceil(1_024))];
         if let Some((index, partition, sort, projected)) = table.index {
             let entry = |item: &Attributes| -> Option<(String, Attributes)> {
-                let keys = [table.key[0], table.key[1], partition, sort];
-                let shown = |name: &str| projected.is_empty() || keys.contains(&name) || projected.contains(&name);
+                let is_key = |name: &str| table.key.contains(&name) || [partition, sort].contains(&name);
+                let shown = |name: &str| projected.is_empty() || is_key(name) || projected.contains(&name);
                 let entry = item.iter().filter(|(name, _)| shown(name)).map(|(name, value)| (name.clone(), value.clone()));
                 Some((text(item.get(partition)?), entry.collect()))
             };

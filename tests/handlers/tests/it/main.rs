@@ -12,6 +12,7 @@ mod access;
 mod audit;
 mod cli;
 mod cost;
+mod guarantees;
 mod load;
 mod logs;
 mod reporter;

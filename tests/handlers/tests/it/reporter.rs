@@ -266,34 +266,42 @@ async fn a_report_of_unknown_fate_is_not_resent_from_20_hours_after_its_first_at
 
 /// A report of unknown fate, 21 hours after its first attempt, when its minute's summary can decide it.
 async fn undecided(fault: Fault) -> Bench {
+    undecided_after(fault, 21).await
+}
+
+async fn undecided_after(fault: Fault, hours: i64) -> Bench {
     let bench = bench().await;
     bench.world.meters.faults.always("send", fault);
     bench.run().await;
     bench.world.meters.faults.clear();
     // Stripe has forgotten it: sent again under the same identifier it would be counted twice.
     bench.world.meters.forget_identifiers();
-    bench.world.clock.advance_ms(21 * 3_600_000);
+    bench.world.clock.advance_ms(hours * 3_600_000);
     bench
 }
 
 #[tokio::test]
 async fn a_report_that_never_arrived_is_reported_anew_after_21_hours() {
-    let bench = undecided(Fault::LoseRequest).await;
-    let run = bench.run().await;
-    assert_eq!((run.delivered, run.overdue), (3, 0), "{run:?}");
-    assert_eq!(bench.metered(), THREE_CALLS);
-    let identifiers: std::collections::BTreeSet<_> =
-        bench.world.meters.attempts().into_iter().map(|report| report.identifier).collect();
-    assert_eq!(identifiers.len(), 6, "under new identifiers");
+    for hours in [21, 25, 15 * 24] {
+        let bench = undecided_after(Fault::LoseRequest, hours).await;
+        let run = bench.run().await;
+        assert_eq!((run.delivered, run.overdue), (3, 0), "{hours} hours: {run:?}");
+        assert_eq!(bench.metered(), THREE_CALLS, "{hours} hours");
+        let identifiers: std::collections::BTreeSet<_> =
+            bench.world.meters.attempts().into_iter().map(|report| report.identifier).collect();
+        assert_eq!(identifiers.len(), 6, "under new identifiers");
+    }
 }
 
 #[tokio::test]
 async fn a_report_that_did_arrive_is_confirmed_by_its_minute_after_21_hours() {
-    let bench = undecided(Fault::LoseReply).await;
-    let run = bench.run().await;
-    assert_eq!((run.delivered, run.overdue, bench.world.meters.attempts().len()), (3, 0, 3), "{run:?}");
-    assert_eq!(bench.metered(), THREE_CALLS);
-    assert_eq!(bench.book().await["meters"]["requests"]["reported"], 3);
+    for hours in [21, 25, 15 * 24] {
+        let bench = undecided_after(Fault::LoseReply, hours).await;
+        let run = bench.run().await;
+        assert_eq!((run.delivered, run.overdue, bench.world.meters.attempts().len()), (3, 0, 3), "{hours} hours: {run:?}");
+        assert_eq!(bench.metered(), THREE_CALLS, "{hours} hours");
+        assert_eq!(bench.book().await["meters"]["requests"]["reported"], 3);
+    }
 }
 
 #[tokio::test]
