@@ -313,16 +313,16 @@ async fn idle() -> String {
     world.store().remember(&memory).await.unwrap();
     let mut reporter = reporter(&world, "id");
     reporter.settings.interval_secs = 900;
-    // Two hours, so that both kinds of looks are in it as often as they come.
+    // An hour has both kinds of looks as often as they come.
     world.wire.load_again();
     let reads_before = world.wire.counted().0.reads_in_all();
     let looks = runs_an_hour("ReportSchedule");
-    for _ in 0..2 * 60 {
+    for _ in 0..60 {
         reporter.run(world.clock.now(), None, &invocation(&world, "inv")).await.unwrap();
         world.clock.advance_ms(60_000);
     }
     let (units, ..) = world.wire.counted();
-    let (reads, writes) = ((units.reads_in_all() - reads_before) / 2.0, units.writes_in_all() as f64 / 2.0);
+    let (reads, writes) = (units.reads_in_all() - reads_before, units.writes_in_all() as f64);
     let before = world.wire.counted().0.reads_in_all();
     sweeper(&world).run(world.clock.now()).await.unwrap();
     let sweeps = world.wire.counted().0.reads_in_all() - before;
