@@ -37,8 +37,8 @@ pub struct Units {
     items: BTreeMap<(&'static str, String), Attributes>,
     /// Units spent so far.
     pub spent: BTreeMap<PartitionKey, u64>,
-    /// Half read units spent so far.
-    half_reads: u64,
+    /// Read units spent so far.
+    reads: f64,
 }
 
 /// One operation of a request: which item it makes, and what it costs where.
@@ -68,7 +68,7 @@ impl Units {
     /// All read units. Each answer is taken to be of at most 4 KB.
     #[must_use]
     pub fn reads_in_all(&self) -> f64 {
-        self.half_reads as f64 / 2.0
+        self.reads
     }
 
     /// The bytes of a table's items, and of their copies in its index if that has all of them, as DynamoDB stores them: with 100
@@ -81,7 +81,7 @@ impl Units {
     /// Counts a request's reads.
     pub(crate) fn read(&mut self, operation: &str, body: &Value) {
         if matches!(operation, "GetItem" | "Query") {
-            self.half_reads += if body["ConsistentRead"] == true { 2 } else { 1 };
+            self.reads += if body["ConsistentRead"] == true { 1.0 } else { 0.5 };
         }
     }
 
