@@ -92,7 +92,7 @@ async fn the_first_configuration_is_the_default_and_stays_active() {
     let stripe = Stripe::start().await;
     let first = stripe.post(CONFIGURATIONS, &[HEADLINE, HISTORY]).await["id"].clone();
     let second = stripe.post(CONFIGURATIONS, &[HEADLINE, HISTORY]).await["id"].clone();
-    assert_eq!(stripe.list("?is_default=true").await, [first.clone()]);
+    assert_eq!(stripe.list("?is_default=true").await, std::slice::from_ref(&first));
     assert_eq!(stripe.list("").await, [second.clone(), first.clone()]);
 
     let path = |id: &Value| format!("{CONFIGURATIONS}/{}", id.as_str().unwrap());
