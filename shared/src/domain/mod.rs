@@ -20,6 +20,7 @@ pub mod price_list;
 pub mod read_back;
 pub mod report;
 pub mod segment;
+pub mod selling;
 pub mod signature;
 pub mod sync;
 pub mod time;
