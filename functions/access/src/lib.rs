@@ -1,8 +1,9 @@
-//! The access API: may this user call the model, and what did they use (the contract, 3.3).
+//! The access API: may this user call the model, what did they use, and where do they subscribe (the contract, 3.3).
 
 mod events;
 mod problem;
 mod query;
+mod sell;
 mod usage;
 
 use std::collections::BTreeMap;
@@ -10,6 +11,7 @@ use std::collections::BTreeMap;
 use lambda_http::{Body, Request, Response};
 use problem::Problem;
 use query::Query;
+pub use sell::Seller;
 use sha2::{Digest, Sha256};
 use subtle::{Choice, ConstantTimeEq};
 use tokentill::{
@@ -21,7 +23,7 @@ use tokentill::{
         time::EpochSecs,
     },
     log::Line,
-    ports::{Accounts, Audit, Clock, Reported, Secrets, Tallies, Unavailable},
+    ports::{Accounts, Audit, CheckoutSessions, Clock, Hints, Portal, Reported, Sales, Secrets, Tallies, Unavailable},
 };
 
 /// A longer body is refused.
@@ -29,7 +31,7 @@ const MAX_BODY_BYTES: usize = 64 * 1024;
 
 /// The function, with what it needs of the world.
 #[derive(Debug)]
-pub struct AccessApi<S, T, C> {
+pub struct AccessApi<S, T, C, L> {
     /// The service tokens that may ask.
     pub tokens: S,
     /// Accounts, tallies, books and the ledger, all of them only read.
@@ -38,12 +40,21 @@ pub struct AccessApi<S, T, C> {
     pub clock: C,
     /// What is sold.
     pub prices: PriceList,
+    /// What sells it: a [`Seller`].
+    pub seller: L,
 }
 
 /// An answer's body, or what is wrong.
 type Answer = Result<serde_json::Value, Problem>;
 
-impl<S: Secrets, T: Accounts + Tallies + Reported + Audit, C: Clock> AccessApi<S, T, C> {
+impl<S, T, C, P, Q> AccessApi<S, T, C, Seller<P, Q>>
+where
+    S: Secrets,
+    T: Accounts + Tallies + Reported + Audit,
+    C: Clock,
+    P: Sales + CheckoutSessions + Portal,
+    Q: Hints,
+{
     /// Answers one request. It never fails: what goes wrong is an answer of its own.
     pub async fn handle(&self, request: Request) -> Response<Body> {
         let route = format!("{} {}", request.method(), route_of(&request));
@@ -57,11 +68,15 @@ impl<S: Secrets, T: Accounts + Tallies + Reported + Audit, C: Clock> AccessApi<S
             line = line.maybe("error", problem.log.as_deref());
         }
         line.write(&self.clock);
+        let retry_after = answer.as_ref().err().and_then(|problem| problem.retry_after_secs);
         let mut response = Response::new(Body::from(body));
         *response.status_mut() = http::StatusCode::from_u16(status).unwrap_or_default();
         response.headers_mut().insert(http::header::CONTENT_TYPE, http::HeaderValue::from_static(content_type));
         if status == 401 {
             response.headers_mut().insert(http::header::WWW_AUTHENTICATE, http::HeaderValue::from_static("Bearer"));
+        }
+        if let Some(secs) = retry_after {
+            response.headers_mut().insert(http::header::RETRY_AFTER, http::HeaderValue::from(secs));
         }
         response
     }
@@ -75,9 +90,14 @@ impl<S: Secrets, T: Accounts + Tallies + Reported + Audit, C: Clock> AccessApi<S
             ("GET", "/v1/access") => self.access(request).await,
             ("GET", "/v1/usage") => self.usage(request).await,
             ("GET", "/v1/usage/events") => self.events(request).await,
+            ("POST", "/v1/checkout") => self.checkout(request).await,
+            ("POST", "/v1/portal") => self.portal(request).await,
             _ => Err(Problem::not_found()),
         }
     }
+}
+
+impl<S: Secrets, T: Accounts + Tallies + Reported + Audit, C: Clock, L> AccessApi<S, T, C, L> {
 
     /// Compares with every active token, in constant time: neither how far a token is right nor which one it is shows.
     async fn authorise(&self, request: &Request) -> Result<(), Problem> {

@@ -32,7 +32,7 @@ enum By {
     Hour,
 }
 
-impl<S: Secrets, T: Accounts + Tallies + Reported + Audit, C: Clock> AccessApi<S, T, C> {
+impl<S: Secrets, T: Accounts + Tallies + Reported + Audit, C: Clock, L> AccessApi<S, T, C, L> {
     /// Days and hours are UTC ones of the account's own time; one that the range touches is shown whole. The totals are of whole
     /// days in any case, since what was reported is known by day only.
     pub(crate) async fn usage(&self, request: &Request) -> Answer {

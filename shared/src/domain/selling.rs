@@ -10,6 +10,7 @@ use http::Uri;
 use sha2::{Digest, Sha256};
 
 use super::{
+    account::Account,
     facts::Status,
     id::{CheckoutSessionId, CustomerId, PlanId, PriceId, UserId, composite_key},
     price_list::{Plan, Price, PriceList},
@@ -227,6 +228,13 @@ pub fn session_key(customer: &CustomerId, after: Option<&CheckoutSessionId>, now
 
 fn hashed(parts: &[&str]) -> String {
     hex::encode(Sha256::digest(composite_key(parts)))
+}
+
+/// Whether `sync` joins a user to a customer that has bought nothing yet. It does not while the user has, or had, a subscription
+/// at another one ([`super::sync::decide`]): a claim that is only going to be refused is not worth making.
+#[must_use]
+pub fn joins_before_it_buys(account: Option<&Account>) -> bool {
+    account.is_none_or(|account| account.subscription.is_none())
 }
 
 /// A customer at Stripe, as far as a sale looks at it.
