@@ -36,6 +36,8 @@ pub struct Seller<P, Q> {
     stripe: P,
     hints: Q,
     mode: StripeMode,
+    /// A sale that takes longer is given up.
+    deadline: Duration,
     /// The ids of plans' prices, and when they were read.
     known: Mutex<BTreeMap<PlanId, (i64, BTreeMap<String, PriceId>)>>,
 }
@@ -43,7 +45,13 @@ pub struct Seller<P, Q> {
 impl<P, Q> Seller<P, Q> {
     /// Sells by this Stripe, which is of this mode.
     pub fn new(stripe: P, hints: Q, mode: StripeMode) -> Self {
-        Self { stripe, hints, mode, known: Mutex::default() }
+        Self { stripe, hints, mode, deadline: DEADLINE, known: Mutex::default() }
+    }
+
+    /// The same, but a sale that takes longer than this is given up.
+    #[must_use]
+    pub fn with_deadline(self, deadline: Duration) -> Self {
+        Self { deadline, ..self }
     }
 }
 
@@ -87,13 +95,13 @@ where
             success_url: self.url("success_url", &wanted.success_url)?,
             cancel_url: self.url("cancel_url", &wanted.cancel_url)?,
         };
-        in_time(self.sell(&sale)).await
+        self.in_time(self.sell(&sale)).await
     }
 
     pub(crate) async fn portal(&self, request: &Request) -> Answer {
         let wanted: PortalWanted = read(request)?;
         let return_url = self.url("return_url", &wanted.return_url)?.without_placeholder();
-        in_time(async {
+        self.in_time(async {
             let no_customer = || {
                 Problem::of(404, "No customer", "this user has bought nothing yet: send it to POST /v1/checkout first".to_owned())
             };
@@ -227,6 +235,13 @@ where
         self.seller.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    async fn in_time(&self, work: impl Future<Output = Answer>) -> Answer {
+        match tokio::time::timeout(self.seller.deadline, work).await {
+            Ok(answer) => answer,
+            Err(_) => Err(busy("Stripe took too long")),
+        }
+    }
+
     fn url(&self, name: &str, text: &str) -> Result<ReturnUrl, Problem> {
         ReturnUrl::new(text, self.seller.mode.livemode()).map_err(|error| Problem::bad_request(format!("{name}: {error}")))
     }
@@ -235,13 +250,6 @@ where
 /// The body as JSON of this shape, and nothing else.
 fn read<B: DeserializeOwned>(request: &Request) -> Result<B, Problem> {
     serde_json::from_slice(request.body()).map_err(|error| Problem::bad_request(format!("the body: {error}")))
-}
-
-async fn in_time(work: impl Future<Output = Answer>) -> Answer {
-    match tokio::time::timeout(DEADLINE, work).await {
-        Ok(answer) => answer,
-        Err(_) => Err(busy("Stripe took too long")),
-    }
 }
 
 /// Nothing is wrong but the moment.

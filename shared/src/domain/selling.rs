@@ -338,3 +338,193 @@ pub fn next_step(offer: &str, buyer: &Buyer, now: EpochSecs) -> Step {
 fn forbids_another(status: &Status) -> bool {
     !matches!(status, Status::Canceled | Status::IncompleteExpired)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn now() -> EpochSecs {
+        EpochSecs::new(1_800_000_000)
+    }
+
+    fn url(text: &str) -> ReturnUrl {
+        ReturnUrl::new(text, true).unwrap()
+    }
+
+    fn offer(success: &str, first_price: &str) -> Offer {
+        let prices = PriceList::shipped().unwrap();
+        let plan = plan_for_sale(&prices, &PlanId::new("pro").unwrap()).unwrap();
+        let id = |key: &str| PriceId::new(if key == "pro_base" { first_price.to_owned() } else { format!("price_{key}") }).unwrap();
+        let ids = plan.prices.iter().map(|price| (price.lookup_key().to_owned(), id(price.lookup_key()))).collect();
+        Offer::new(UserId::new("ada").unwrap(), plan, &ids, url(success), url("https://example.com/back")).unwrap()
+    }
+
+    fn id(text: &str) -> CheckoutSessionId {
+        CheckoutSessionId::new(text).unwrap()
+    }
+
+    fn session(name: &str, offer: Option<&str>, left_secs: i64) -> CheckoutSession {
+        let page = Some(Link::new(format!("https://pay.example/{name}")));
+        let open = OpenSession { offer: offer.map(str::to_owned), page, expires_at: now().plus_secs(left_secs) };
+        CheckoutSession { id: id(name), open: Some(open) }
+    }
+
+    fn closed(name: &str) -> CheckoutSession {
+        CheckoutSession { id: id(name), open: None }
+    }
+
+    fn held(status: &str) -> HeldSubscription {
+        HeldSubscription { status: Status::from(status.to_owned()), payment_page: Some(Link::new("https://pay.example/in".into())) }
+    }
+
+    fn step(subscriptions: &[&str], sessions: &[CheckoutSession]) -> Step {
+        let subscriptions = subscriptions.iter().map(|status| held(status)).collect();
+        next_step("wanted", &Buyer { gone: false, subscriptions, sessions: sessions.to_vec() }, now())
+    }
+
+    #[test]
+    fn an_offer_has_every_price_of_its_plan_and_a_quantity_only_where_it_is_flat() {
+        let items: Vec<_> =
+            offer("https://a.example", "price_0").items.into_iter().map(|item| (item.price.to_string(), item.quantity)).collect();
+        let expected = [("price_0", Some(1)), ("price_pro_requests", None), ("price_pro_tokens_in", None)];
+        assert_eq!(items[..3], expected.map(|(price, quantity)| (price.to_owned(), quantity)));
+        assert_eq!(items.len(), 4);
+    }
+
+    #[test]
+    fn what_is_not_at_stripe_is_named_and_nothing_is_offered() {
+        let prices = PriceList::shipped().unwrap();
+        let plan = prices.plan(&PlanId::new("pro").unwrap()).unwrap();
+        let only = BTreeMap::from([("pro_requests".to_owned(), PriceId::new("price_1").unwrap())]);
+        let missing = Offer::new(UserId::new("ada").unwrap(), plan, &only, url("https://a.example"), url("https://b.example"));
+        let missing = missing.unwrap_err();
+        assert_eq!(missing.0, ["pro_base", "pro_tokens_in", "pro_tokens_out"]);
+        assert!(missing.to_string().contains("cargo till setup"));
+    }
+
+    #[test]
+    fn an_unknown_and_a_free_plan_are_not_for_sale() {
+        let prices = PriceList::shipped().unwrap();
+        let refused = |plan: &str| plan_for_sale(&prices, &PlanId::new(plan).unwrap()).unwrap_err().to_string();
+        assert_eq!(refused("gold"), "the price list has no plan gold; it sells pro");
+        assert!(refused("free").contains("nothing to buy"));
+    }
+
+    #[test]
+    fn an_offers_name_changes_with_anything_it_holds() {
+        let name = offer("https://a.example", "price_0").name();
+        assert_eq!(name, offer("https://a.example", "price_0").name());
+        let mut other = offer("https://a.example", "price_0");
+        other.items[0].quantity = Some(2);
+        let others = [
+            offer("https://a.example/2", "price_0").name(),
+            offer("https://a.example", "price_1").name(),
+            other.name(),
+            Offer { user_id: UserId::new("bob").unwrap(), ..offer("https://a.example", "price_0") }.name(),
+            Offer { plan: PlanId::new("max").unwrap(), ..offer("https://a.example", "price_0") }.name(),
+            Offer { cancel_url: url("https://c.example"), ..offer("https://a.example", "price_0") }.name(),
+        ];
+        assert!(!others.contains(&name));
+        assert_eq!(others.iter().collect::<std::collections::BTreeSet<_>>().len(), others.len());
+    }
+
+    #[test]
+    fn keys_differ_where_another_object_is_meant_and_tell_nothing() {
+        let (ada, bob) = (UserId::new("ada@example.com").unwrap(), UserId::new("bob").unwrap());
+        let (one, two) = (CustomerId::new("cus_1").unwrap(), CustomerId::new("cus_2").unwrap());
+        let keys = [
+            customer_key(&ada, None),
+            customer_key(&bob, None),
+            customer_key(&ada, Some(&one)),
+            customer_key(&ada, Some(&two)),
+            session_key(&one, None, now()),
+            session_key(&two, None, now()),
+            session_key(&one, Some(&id("cs_1")), now()),
+            session_key(&one, Some(&id("cs_2")), now()),
+            session_key(&one, None, now().plus_secs(HOUR_SECS)),
+        ];
+        assert_eq!(keys.iter().collect::<std::collections::BTreeSet<_>>().len(), keys.len());
+        assert_eq!(session_key(&one, None, now()), session_key(&one, None, now().plus_secs(1)));
+        assert!(keys.iter().all(|key| key.len() == 64 && !key.contains("ada")));
+    }
+
+    #[test]
+    fn a_session_is_opened_after_the_newest_one_and_then_answered() {
+        assert_eq!(step(&[], &[]), Step::Open { after: None });
+        assert_eq!(step(&["canceled", "incomplete_expired"], &[closed("b"), closed("a")]), Step::Open { after: Some(id("b")) });
+        let opened = session("c", Some("wanted"), HOUR_SECS);
+        assert_eq!(step(&[], &[opened, closed("b")]), Step::Answer(Link::new("https://pay.example/c".to_owned())));
+    }
+
+    #[test]
+    fn whatever_else_is_open_is_expired_first() {
+        let same = |name| session(name, Some("wanted"), HOUR_SECS);
+        let expired = |step: Step| match step {
+            Step::Expire(sessions) => sessions.iter().map(ToString::to_string).collect::<Vec<_>>().join(" "),
+            other => format!("{other:?}"),
+        };
+        assert_eq!(expired(step(&[], &[session("other", Some("another"), HOUR_SECS)])), "other");
+        assert_eq!(expired(step(&[], &[session("foreign", None, HOUR_SECS), same("a")])), "foreign");
+        assert_eq!(expired(step(&[], &[session("old", Some("wanted"), HOUR_SECS - 1)])), "old", "it ends too soon");
+        assert_eq!(expired(step(&[], &[same("new"), same("first")])), "new", "the oldest may have been answered");
+        let mut embedded = same("embedded");
+        embedded.open = embedded.open.map(|open| OpenSession { page: None, ..open });
+        assert_eq!(expired(step(&[], &[embedded])), "embedded", "without a page there is nothing to answer");
+    }
+
+    #[test]
+    fn nothing_is_sold_beside_a_subscription_that_may_bill() {
+        let open = [session("a", Some("wanted"), HOUR_SECS), session("b", None, HOUR_SECS)];
+        for status in ["trialing", "active", "past_due", "unpaid", "paused", "from_the_future"] {
+            assert_eq!(step(&["canceled", status], &open), Step::Subscribed { expire: vec![id("a"), id("b")] }, "{status}");
+            assert_eq!(step(&["incomplete", status], &open), Step::Subscribed { expire: vec![id("a"), id("b")] }, "{status}");
+        }
+        let page = Some(Link::new("https://pay.example/in".to_owned()));
+        assert_eq!(step(&["incomplete"], &open), Step::FirstPaymentDue { page });
+    }
+
+    #[test]
+    fn a_customer_that_is_gone_is_replaced_whatever_it_had() {
+        let buyer = Buyer { gone: true, subscriptions: vec![held("active")], sessions: vec![session("a", Some("wanted"), 1)] };
+        assert_eq!(next_step("wanted", &buyer, now()), Step::ReplaceCustomer);
+    }
+
+    #[test]
+    fn a_url_is_https_or_in_test_mode_this_machines() {
+        let checked = |text: &str, livemode| ReturnUrl::new(text, livemode).map(|url| url.as_str().to_owned());
+        for good in [
+            "https://example.com",
+            "https://example.com:8443/billing/thanks?session={CHECKOUT_SESSION_ID}&a=b%20c#/done",
+            "https://example.com/{CHECKOUT_SESSION_ID}",
+            "HTTPS://EXAMPLE.COM/",
+        ] {
+            assert_eq!(checked(good, true).as_deref(), Ok(good));
+        }
+        for local in ["http://localhost:3000/thanks", "http://127.0.0.1", "http://[::1]:3000/", "http://app.localhost/x"] {
+            assert_eq!(checked(local, false).as_deref(), Ok(local));
+            assert_eq!(checked(local, true), Err(InvalidUrl::Insecure), "{local}");
+        }
+        for insecure in ["http://example.com", "http://127.0.0.1.example", "ftp://example.com", "http://localhost.example"] {
+            assert_eq!(checked(insecure, false), Err(InvalidUrl::Insecure), "{insecure}");
+        }
+        let long = format!("https://example.com/{}", "a".repeat(MAX_URL_CHARS));
+        for malformed in [
+            "", "/thanks", "example.com", "//example.com", "https://", "https:///thanks", "javascript:alert(1)",
+            "https://ada@example.com", "https://example.com\\@evil.example", "https://example.com/a b", "https://exämple.com",
+            "https://example.com/{OTHER}", "https://example.com/\n", "https:/example.com", &long,
+        ] {
+            assert_eq!(checked(malformed, false), Err(InvalidUrl::Malformed), "{malformed}");
+        }
+    }
+
+    #[test]
+    fn the_placeholder_is_left_out_where_nobody_fills_it_in() {
+        let with = url("https://example.com/back?session={CHECKOUT_SESSION_ID}");
+        assert_eq!(with.without_placeholder().as_str(), "https://example.com/back?session=");
+    }
+
+    #[test]
+    fn a_link_does_not_show_itself() {
+        assert_eq!(format!("{:?}", Link::new("https://pay.example/secret".to_owned())), "Link");
+    }
+}

@@ -2,12 +2,13 @@
 
 use std::{cell::Cell, collections::BTreeMap, fmt::Write as _, future::Future, ops::Range};
 
-use access::AccessApi;
+use access::{AccessApi, Seller};
 use expect_test::{Expect, expect};
-use handlers::{Fault, Faults, Faulty, TestClock, TestSecret, World};
+use handlers::{Fault, Faults, Faulty, Queue, TestClock, TestSecret, World};
 use lambda_http::{Body, Request, request};
 use serde_json::{Value, json};
 use tokentill::{
+    config::StripeMode,
     domain::{
         account::Account,
         audit::{ByHour, Position},
@@ -20,6 +21,7 @@ use tokentill::{
     },
     dynamodb::Store,
     ports::{AccountChange, Accounts, Audit, Clock, Commit, CustomerRecord, Reported, Tallies, Unavailable},
+    stripe::{FixedKey, SecretKey, Stripe, StripeClient},
 };
 
 use crate::{
@@ -36,6 +38,10 @@ pub(crate) struct Reads {
 }
 
 impl Reads {
+    pub(crate) fn of(world: &World) -> Self {
+        Self { store: world.store_of("access"), most: Cell::new(usize::MAX) }
+    }
+
     pub(crate) fn faults(&self) -> &Faults {
         &self.store.faults
     }
@@ -116,18 +122,24 @@ impl Audit for Reads {
 
 pub(crate) struct Bench {
     pub(crate) world: World,
-    pub(crate) api: AccessApi<TestSecret, Reads, TestClock>,
+    pub(crate) api: AccessApi<TestSecret, Reads, TestClock, Seller<Stripe<FixedKey>, Queue>>,
 }
 
 pub(crate) async fn bench() -> Bench {
     let world = World::start().await;
     let api = AccessApi {
         tokens: TestSecret::new(SERVICE_TOKEN),
-        store: Reads { store: world.store_of("access"), most: Cell::new(usize::MAX) },
+        store: Reads::of(&world),
         clock: world.clock.clone(),
         prices: PriceList::shipped().unwrap(),
+        seller: Seller::new(nowhere(), world.queue.clone(), StripeMode::Test),
     };
     Bench { world, api }
+}
+
+/// A Stripe that cannot be reached, for an API that sells nothing.
+fn nowhere() -> Stripe<FixedKey> {
+    Stripe::new(StripeClient::new(Some("http://127.0.0.1:1"), FixedKey(SecretKey::new("sk_test_none").unwrap())).unwrap())
 }
 
 /// What came back: status, content type, body.

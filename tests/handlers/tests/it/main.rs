@@ -17,6 +17,7 @@ mod logs;
 mod reporter;
 mod samples;
 mod schema;
+mod sell;
 mod sweeper;
 mod sync;
 mod usage;
