@@ -98,7 +98,6 @@ where
 }
 
 impl<S: Secrets, T: Accounts + Tallies + Reported + Audit, C: Clock, L> AccessApi<S, T, C, L> {
-
     /// Compares with every active token, in constant time: neither how far a token is right nor which one it is shows.
     async fn authorise(&self, request: &Request) -> Result<(), Problem> {
         let secret = self.tokens.secret().await.map_err(|error| Problem::unavailable(error.to_string()))?;

@@ -45,7 +45,8 @@ impl Problem {
     }
 
     pub(crate) fn not_found() -> Self {
-        let detail = "there is GET /v1/access, GET /v1/usage, GET /v1/usage/events, POST /v1/checkout and POST /v1/portal".to_owned();
+        let detail =
+            "there is GET /v1/access, GET /v1/usage, GET /v1/usage/events, POST /v1/checkout and POST /v1/portal".to_owned();
         Self::of(404, "Not found", detail)
     }
 

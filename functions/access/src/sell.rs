@@ -95,7 +95,8 @@ where
             success_url: self.url("success_url", &wanted.success_url)?,
             cancel_url: self.url("cancel_url", &wanted.cancel_url)?,
         };
-        self.in_time(self.sell(&sale)).await
+        // Boxed: it is by far the largest future here, and every other request would carry it.
+        self.in_time(Box::pin(self.sell(&sale))).await
     }
 
     pub(crate) async fn portal(&self, request: &Request) -> Answer {

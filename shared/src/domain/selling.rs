@@ -354,7 +354,8 @@ mod tests {
     fn offer(success: &str, first_price: &str) -> Offer {
         let prices = PriceList::shipped().unwrap();
         let plan = plan_for_sale(&prices, &PlanId::new("pro").unwrap()).unwrap();
-        let id = |key: &str| PriceId::new(if key == "pro_base" { first_price.to_owned() } else { format!("price_{key}") }).unwrap();
+        let id =
+            |key: &str| PriceId::new(if key == "pro_base" { first_price.to_owned() } else { format!("price_{key}") }).unwrap();
         let ids = plan.prices.iter().map(|price| (price.lookup_key().to_owned(), id(price.lookup_key()))).collect();
         Offer::new(UserId::new("ada").unwrap(), plan, &ids, url(success), url("https://example.com/back")).unwrap()
     }
@@ -374,7 +375,10 @@ mod tests {
     }
 
     fn held(status: &str) -> HeldSubscription {
-        HeldSubscription { status: Status::from(status.to_owned()), payment_page: Some(Link::new("https://pay.example/in".into())) }
+        HeldSubscription {
+            status: Status::from(status.to_owned()),
+            payment_page: Some(Link::new("https://pay.example/in".into())),
+        }
     }
 
     fn step(subscriptions: &[&str], sessions: &[CheckoutSession]) -> Step {
@@ -509,9 +513,21 @@ mod tests {
         }
         let long = format!("https://example.com/{}", "a".repeat(MAX_URL_CHARS));
         for malformed in [
-            "", "/thanks", "example.com", "//example.com", "https://", "https:///thanks", "javascript:alert(1)",
-            "https://ada@example.com", "https://example.com\\@evil.example", "https://example.com/a b", "https://exämple.com",
-            "https://example.com/{OTHER}", "https://example.com/\n", "https:/example.com", &long,
+            "",
+            "/thanks",
+            "example.com",
+            "//example.com",
+            "https://",
+            "https:///thanks",
+            "javascript:alert(1)",
+            "https://ada@example.com",
+            "https://example.com\\@evil.example",
+            "https://example.com/a b",
+            "https://exämple.com",
+            "https://example.com/{OTHER}",
+            "https://example.com/\n",
+            "https:/example.com",
+            &long,
         ] {
             assert_eq!(checked(malformed, false), Err(InvalidUrl::Malformed), "{malformed}");
         }

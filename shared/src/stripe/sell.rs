@@ -9,10 +9,10 @@ use stripe_billing::{
 };
 use stripe_checkout::checkout_session::{
     CreateCheckoutSession, CreateCheckoutSessionLineItems, CreateCheckoutSessionSubscriptionData,
-    CreateCheckoutSessionSubscriptionDataBillingMode, CreateCheckoutSessionSubscriptionDataBillingModeType, ExpireCheckoutSession,
-    ListCheckoutSession,
+    CreateCheckoutSessionSubscriptionDataBillingMode, CreateCheckoutSessionSubscriptionDataBillingModeType,
+    ExpireCheckoutSession, ListCheckoutSession,
 };
-use stripe_client_core::{IdempotencyKey, RequestStrategy, StripeRequest as _};
+use stripe_client_core::{IdempotencyKey, RequestBuilder, RequestStrategy, StripeRequest as _};
 use stripe_core::customer::{CreateCustomer, RetrieveCustomer};
 use stripe_product::price::ListPrice;
 
@@ -71,8 +71,7 @@ impl<K: KeySource> Sales for Stripe<K> {
     }
 
     async fn make_customer(&self, user_id: &UserId, key: &str) -> Result<CustomerId, StripeError> {
-        let create = CreateCustomer::new().metadata(names_user(user_id));
-        let request = create.build().customize::<Customer>().request_strategy(under(key)?);
+        let request = making(user_id).customize::<Customer>().request_strategy(under(key)?);
         let made = self.client.send(CUSTOMERS, request).await?;
         made.value.customer_id().map_err(|reason| unreadable(reason, &made.request_id))
     }
@@ -80,35 +79,7 @@ impl<K: KeySource> Sales for Stripe<K> {
 
 impl<K: KeySource> CheckoutSessions for Stripe<K> {
     async fn open_session(&self, customer: &CustomerId, offer: &Offer, key: &str) -> Result<(), StripeError> {
-        let items: Vec<_> = offer
-            .items
-            .iter()
-            .map(|item| {
-                let mut line = CreateCheckoutSessionLineItems::new();
-                line.price = Some(item.price.as_str().to_owned());
-                line.quantity = item.quantity;
-                line
-            })
-            .collect();
-        let mut subscription = CreateCheckoutSessionSubscriptionData::new();
-        subscription.metadata = Some(names_user(&offer.user_id));
-        // Only flexible subscriptions bill the usage before a switch of prices.
-        subscription.billing_mode = Some(CreateCheckoutSessionSubscriptionDataBillingMode::new(
-            CreateCheckoutSessionSubscriptionDataBillingModeType::Flexible,
-        ));
-        let mut metadata = names_user(&offer.user_id);
-        metadata.insert("plan".to_owned(), offer.plan.as_str().to_owned());
-        metadata.insert(OFFER.to_owned(), offer.name());
-        let create = CreateCheckoutSession::new()
-            .mode(stripe_checkout::CheckoutSessionMode::Subscription)
-            .customer(customer.as_str())
-            .client_reference_id(offer.user_id.as_str())
-            .line_items(items)
-            .subscription_data(subscription)
-            .metadata(metadata)
-            .success_url(offer.success_url.as_str())
-            .cancel_url(offer.cancel_url.as_str());
-        let request = create.build().customize::<Ignored>().request_strategy(under(key)?);
+        let request = opening(customer, offer).customize::<Ignored>().request_strategy(under(key)?);
         self.client.send(CHECKOUT_SESSIONS, request).await.map(drop)
     }
 
@@ -121,9 +92,8 @@ impl<K: KeySource> CheckoutSessions for Stripe<K> {
 
 impl<K: KeySource> Portal for Stripe<K> {
     async fn portal(&self, customer: &CustomerId, return_url: &ReturnUrl) -> Result<Link, StripeError> {
-        let create = CreateBillingPortalSession::new().customer(customer.as_str()).return_url(return_url.as_str());
         // A link too many does no harm; the key only lets the request be repeated.
-        let request = create.build().customize::<PortalSession>().request_strategy(under(&chance::identifier())?);
+        let request = visiting(customer, return_url).customize::<PortalSession>().request_strategy(under(&chance::identifier())?);
         match self.client.send(PORTAL_SESSIONS, request).await {
             Ok(session) => {
                 let url = need(session.value.url, "a portal session", "url");
@@ -155,6 +125,49 @@ impl<K: KeySource> Stripe<K> {
         let pages: Vec<Answered<Vec<Session>>> = self.list(CHECKOUT_SESSIONS, Longer::IsCut, page_of!(list)).await?;
         read(pages, Session::read)
     }
+}
+
+/// The request that opens a session. Its builder is of many kilobytes and is moved at every step, so it has no place in a future.
+fn opening(customer: &CustomerId, offer: &Offer) -> RequestBuilder {
+    let items: Vec<_> = offer
+        .items
+        .iter()
+        .map(|item| {
+            let mut line = CreateCheckoutSessionLineItems::new();
+            line.price = Some(item.price.as_str().to_owned());
+            line.quantity = item.quantity;
+            line
+        })
+        .collect();
+    let mut subscription = CreateCheckoutSessionSubscriptionData::new();
+    subscription.metadata = Some(names_user(&offer.user_id));
+    // Only flexible subscriptions bill the usage before a switch of prices.
+    subscription.billing_mode = Some(CreateCheckoutSessionSubscriptionDataBillingMode::new(
+        CreateCheckoutSessionSubscriptionDataBillingModeType::Flexible,
+    ));
+    let mut metadata = names_user(&offer.user_id);
+    metadata.insert("plan".to_owned(), offer.plan.as_str().to_owned());
+    metadata.insert(OFFER.to_owned(), offer.name());
+    CreateCheckoutSession::new()
+        .mode(stripe_checkout::CheckoutSessionMode::Subscription)
+        .customer(customer.as_str())
+        .client_reference_id(offer.user_id.as_str())
+        .line_items(items)
+        .subscription_data(subscription)
+        .metadata(metadata)
+        .success_url(offer.success_url.as_str())
+        .cancel_url(offer.cancel_url.as_str())
+        .build()
+}
+
+/// The request that makes a customer.
+fn making(user_id: &UserId) -> RequestBuilder {
+    CreateCustomer::new().metadata(names_user(user_id)).build()
+}
+
+/// The request for a link to the portal.
+fn visiting(customer: &CustomerId, return_url: &ReturnUrl) -> RequestBuilder {
+    CreateBillingPortalSession::new().customer(customer.as_str()).return_url(return_url.as_str()).build()
 }
 
 fn names_user(user_id: &UserId) -> HashMap<String, String> {
