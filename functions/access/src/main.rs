@@ -1,6 +1,6 @@
 //! Start of the access function: read the environment, build the adapters, run.
 
-use access::AccessApi;
+use access::{AccessApi, Cache};
 use lambda_http::{Error, Request, run, service_fn};
 use tokentill::{clock::SystemClock, config, domain::price_list::PriceList, dynamodb::Store, log};
 
@@ -11,7 +11,8 @@ async fn main() -> Result<(), Error> {
     let mut env = config::Environment::of_process();
     let api = AccessApi {
         tokens: env.parameter("TOKENTILL_SERVICE_TOKENS_PARAMETER", &aws),
-        store: Store::new(aws_sdk_dynamodb::Client::new(&aws), env.tables(&["accounts", "ledger", "tallies", "books"])),
+        store: Store::new(aws_sdk_dynamodb::Client::new(&aws), env.tables(&["accounts", "ledger", "tallies", "books", "gates"])),
+        cache: Cache::new(env.bounded("TOKENTILL_ACCESS_CACHE_SECS", 5, 0..=60)),
         clock: SystemClock,
         prices: PriceList::shipped()?,
     };

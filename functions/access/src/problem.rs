@@ -1,6 +1,9 @@
 //! What is wrong with a request, as RFC 9457 has it: `application/problem+json`.
 
-use serde_json::{Value, json};
+use http::{HeaderValue, header};
+use serde_json::json;
+
+use crate::{ROUTES, Reply};
 
 /// An answer that is not the one asked for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -24,8 +27,8 @@ impl Problem {
     }
 
     pub(crate) fn not_found() -> Self {
-        let detail = "there is GET /v1/access, GET /v1/usage and GET /v1/usage/events".to_owned();
-        Self { status: 404, title: "Not found", detail, log: None }
+        let routes: Vec<String> = ROUTES.iter().map(|(method, path, _)| format!("{method} {path}")).collect();
+        Self { status: 404, title: "Not found", detail: format!("there is {}", routes.join(", ")), log: None }
     }
 
     pub(crate) fn too_large() -> Self {
@@ -38,7 +41,12 @@ impl Problem {
         Self { status: 503, title: "Not available", detail, log: Some(log) }
     }
 
-    pub(crate) fn to_json(&self) -> Value {
-        json!({"type": "about:blank", "title": self.title, "status": self.status, "detail": self.detail})
+    pub(crate) fn into_reply(self) -> Reply {
+        let body = json!({"type": "about:blank", "title": self.title, "status": self.status, "detail": self.detail});
+        let headers = match self.status {
+            401 => vec![(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"))],
+            _ => Vec::new(),
+        };
+        Reply { status: self.status, headers, body }
     }
 }

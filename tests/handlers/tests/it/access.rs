@@ -2,7 +2,7 @@
 
 use std::{cell::Cell, collections::BTreeMap, fmt::Write as _, future::Future, ops::Range};
 
-use access::AccessApi;
+use access::{AccessApi, Cache};
 use expect_test::{Expect, expect};
 use handlers::{Fault, Faults, Faulty, TestClock, TestSecret, World};
 use lambda_http::{Body, Request, request};
@@ -13,13 +13,14 @@ use tokentill::{
         audit::{ByHour, Position},
         counting::LedgerRow,
         facts::Status,
+        gate::{Granted, Take, Taken},
         id::{CustomerId, EventId, RequestId, UserId},
         price_list::PriceList,
         report::{Book, Tally},
         time::{EpochSecs, UtcDay},
     },
     dynamodb::Store,
-    ports::{AccountChange, Accounts, Audit, Clock, Commit, CustomerRecord, Reported, Tallies, Unavailable},
+    ports::{AccountChange, Accounts, Audit, Clock, Commit, CustomerRecord, Gates, Reported, Tallies, Unavailable},
 };
 
 use crate::{
@@ -77,6 +78,16 @@ impl Tallies for Reads {
     }
 }
 
+impl Gates for Reads {
+    async fn granted(&self, user_id: &UserId) -> Result<Granted, Unavailable> {
+        self.read("granted", self.store.port.granted(user_id)).await
+    }
+
+    async fn take(&self, take: &Take<'_>) -> Result<Taken, Unavailable> {
+        self.read("take", self.store.port.take(take)).await
+    }
+}
+
 impl Reported for Reads {
     async fn books(&self, user_id: &UserId, from: UtcDay, to: UtcDay) -> Result<BTreeMap<String, Book>, Unavailable> {
         self.read("books", self.store.port.books(user_id, from, to)).await
@@ -119,11 +130,18 @@ pub(crate) struct Bench {
     pub(crate) api: AccessApi<TestSecret, Reads, TestClock>,
 }
 
+/// A bench whose API knows nothing of a user from one question to the next, as after a cold start.
 pub(crate) async fn bench() -> Bench {
+    warm_bench(0).await
+}
+
+/// A bench whose API remembers users for so many seconds.
+pub(crate) async fn warm_bench(cache_secs: u32) -> Bench {
     let world = World::start().await;
     let api = AccessApi {
         tokens: TestSecret::new(SERVICE_TOKEN),
         store: Reads { store: world.store_of("access"), most: Cell::new(usize::MAX) },
+        cache: Cache::new(cache_secs),
         clock: world.clock.clone(),
         prices: PriceList::shipped().unwrap(),
     };

@@ -10,6 +10,7 @@
 
 mod access;
 mod audit;
+mod check;
 mod cli;
 mod cost;
 mod load;
