@@ -125,9 +125,11 @@ impl Audit for Reads {
     }
 }
 
+pub(crate) type Api = AccessApi<TestSecret, Reads, TestClock>;
+
 pub(crate) struct Bench {
     pub(crate) world: World,
-    pub(crate) api: AccessApi<TestSecret, Reads, TestClock>,
+    pub(crate) api: Api,
 }
 
 /// A bench whose API knows nothing of a user from one question to the next, as after a cold start.
@@ -138,14 +140,19 @@ pub(crate) async fn bench() -> Bench {
 /// A bench whose API remembers users for so many seconds.
 pub(crate) async fn warm_bench(cache_secs: u32) -> Bench {
     let world = World::start().await;
-    let api = AccessApi {
+    let api = api(&world, cache_secs);
+    Bench { world, api }
+}
+
+/// An instance of the function in this world.
+pub(crate) fn api(world: &World, cache_secs: u32) -> Api {
+    AccessApi {
         tokens: TestSecret::new(SERVICE_TOKEN),
         store: Reads { store: world.store_of("access"), most: Cell::new(usize::MAX) },
         cache: Cache::new(cache_secs),
         clock: world.clock.clone(),
         prices: PriceList::shipped().unwrap(),
-    };
-    Bench { world, api }
+    }
 }
 
 /// What came back: status, content type, body.

@@ -5,20 +5,19 @@ use std::collections::BTreeMap;
 use expect_test::expect;
 use futures_util::future::join_all;
 use handlers::{Fault, WireFault};
-use lambda_http::{Body, Request, request};
+use lambda_http::{Body, Request, http, request};
 use serde_json::{Value, json};
 use tokentill::{
     domain::{
         facts::Status,
         id::{MeterId, PlanId},
-        price_list::PriceList,
         usage::MAX_QUANTITY,
     },
     ports::Clock,
 };
 
 use crate::{
-    access::{Bench, bench, encoded, get, warm_bench},
+    access::{Bench, api, bench, encoded, get, warm_bench},
     samples::{ACCESS, CHECK, SERVICE_TOKEN, at, cancelled, commit, overdue, parsed, subscriber},
     usage::{call, count, with},
 };
@@ -92,7 +91,8 @@ impl Bench {
         let operations = ["GetItem", "Query", "UpdateItem"];
         let before = operations.map(|operation| self.world.wire.calls(operation));
         let done = work.await;
-        let calls = operations.into_iter().zip(before).map(|(operation, before)| (operation, self.world.wire.calls(operation) - before));
+        let calls =
+            operations.into_iter().zip(before).map(|(operation, before)| (operation, self.world.wire.calls(operation) - before));
         (calls.filter(|(_, calls)| *calls > 0).collect(), done)
     }
 
@@ -160,26 +160,32 @@ async fn a_check_that_is_none_is_answered_400_with_what_to_do_and_takes_nothing(
         ("not json".to_owned(), object.clone()),
         ("[]".to_owned(), object.clone()),
         ("\"ada\"".to_owned(), object.clone()),
-        (r#"{"user_id":"\ud800"}"#.to_owned(), object),
+        (r#"{"user_id":"\ud800"}"#.to_owned(), object.clone()),
+        (r#"{"user_id":"ada","units":{"requests":1e400}}"#.to_owned(), object),
         ("{}".to_owned(), r#"user_id is missing: send {"user_id":"ada","units":{"requests":1}}"#.to_owned()),
         (r#"{"user_id":""}"#.to_owned(), "user_id is empty".to_owned()),
         (r#"{"user_id":7}"#.to_owned(), "user_id must be a string".to_owned()),
         (r#"{"user_id":null}"#.to_owned(), "user_id must be a string".to_owned()),
         (json!({"user_id": "ü".repeat(129)}).to_string(), "user_id is longer than 128 characters".to_owned()),
-        (r#"{"user_id":"ada","unit":{"requests":5}}"#.to_owned(), "there is no field unit: a check has user_id and units".to_owned()),
+        (
+            r#"{"user_id":"ada","unit":{"requests":5}}"#.to_owned(),
+            "there is no field unit: a check has user_id and units".to_owned(),
+        ),
         (
             r#"{"user_id":"ada","units":{"images":1}}"#.to_owned(),
             "there is no unit images: the price list has requests, tokens_in, tokens_out".to_owned(),
         ),
-        (r#"{"user_id":"ada","units":{"":1}}"#.to_owned(), "there is no unit : the price list has requests, tokens_in, tokens_out".to_owned()),
+        (
+            r#"{"user_id":"ada","units":{"":1}}"#.to_owned(),
+            "there is no unit : the price list has requests, tokens_in, tokens_out".to_owned(),
+        ),
     ];
     for units in ["[]", "1", "\"requests\"", "true"] {
         let expected = r#"units must be an object, as in {"user_id":"ada","units":{"requests":1}}"#;
         cases.push((format!(r#"{{"user_id":"ada","units":{units}}}"#), expected.to_owned()));
     }
-    for quantity in ["0", "-1", "1.5", "1.0", "1e2", "30001", "18446744073709551616", "1e400", "\"1\"", "null", "true", "[1]", "{}"] {
-        let expected = if quantity == "1e400" { object_of_no_number() } else { whole("requests", 30_000) };
-        cases.push((format!(r#"{{"user_id":"ada","units":{{"requests":{quantity}}}}}"#), expected));
+    for quantity in ["0", "-1", "1.5", "1.0", "1e2", "30001", "18446744073709551616", "\"1\"", "null", "true", "[1]", "{}"] {
+        cases.push((format!(r#"{{"user_id":"ada","units":{{"requests":{quantity}}}}}"#), whole("requests", 30_000)));
     }
     for quantity in ["0", "-1", "0.5", "1000000000000000"] {
         cases.push((format!(r#"{{"user_id":"ada","units":{{"tokens_in":{quantity}}}}}"#), whole("tokens_in", MAX_QUANTITY)));
@@ -191,15 +197,15 @@ async fn a_check_that_is_none_is_answered_400_with_what_to_do_and_takes_nothing(
     assert!(bench.problem(check_request(&long)).await.1.len() < 200, "what is wrong is not repeated at length");
     assert_eq!(bench.problem(check_request(&" ".repeat(64 * 1024 + 1))).await.0, 413);
     assert_eq!(bench.world.items("gates").await, Vec::<Value>::new());
-    for good in [r#"{"user_id":"ada"}"#, r#"{"user_id":"ada","units":null}"#, r#"{"user_id":"ada","units":{}}"#, r#"{"user_id":"ada","units":{"tokens_in":7}}"#] {
+    for good in [
+        r#"{"user_id":"ada"}"#,
+        r#"{"user_id":"ada","units":null}"#,
+        r#"{"user_id":"ada","units":{}}"#,
+        r#"{"user_id":"ada","units":{"tokens_in":7}}"#,
+    ] {
         assert_eq!(bench.check_body(good).await.status, 200, "{good} asks for one request");
     }
     assert_eq!(bench.quota("ada").await["used"], 4);
-}
-
-/// What JSON itself cannot hold is no JSON.
-fn object_of_no_number() -> String {
-    r#"the body must be a JSON object, as {"user_id":"ada","units":{"requests":1}}"#.to_owned()
 }
 
 #[tokio::test]
@@ -319,7 +325,10 @@ async fn five_hundred_concurrent_checks_are_granted_exactly_the_minutes_limit_an
         assert_eq!(granted_of(&bench, 500, "ada", 1, (429, "rate_limited")).await, 60);
         bench.world.clock.set("2026-11-22T12:01:00Z");
         assert_eq!(granted_of(&bench, 500, "ada", 1, (402, "quota_exceeded")).await, 40);
-        assert_eq!(bench.quota("ada").await, json!({"limit": 100, "used": 100, "remaining": 0, "resets_at": "2026-12-01T00:00:00Z"}));
+        assert_eq!(
+            bench.quota("ada").await,
+            json!({"limit": 100, "used": 100, "remaining": 0, "resets_at": "2026-12-01T00:00:00Z"})
+        );
         commit(&bench.world, "bob", &subscriber("cus_Bob", "bob", "2026-11-10T00:00:00Z")).await;
         assert_eq!(granted_of(&bench, 500, "bob", 7, (429, "rate_limited")).await, 85, "7 times 85 is 595");
         bench.world.clock.set("2026-11-22T12:02:00Z");
@@ -330,12 +339,12 @@ async fn five_hundred_concurrent_checks_are_granted_exactly_the_minutes_limit_an
 
 #[tokio::test]
 async fn instances_side_by_side_grant_no_more_than_one_would() {
-    let one = warm_bench(60).await;
-    let others: Vec<_> = (0..4).map(|_| one.another(60)).collect();
-    let checks = (0..100).flat_map(|_| others.iter().map(|bench| bench.check_one("ada")));
-    let granted = join_all(checks).await.iter().filter(|answer| answer.status == 200).count();
+    let bench = bench().await;
+    let instances: Vec<_> = (0..4).map(|_| api(&bench.world, 60)).collect();
+    let checks = (0..100).flat_map(|_| instances.iter().map(|api| api.handle(check_request(r#"{"user_id":"ada"}"#))));
+    let granted = join_all(checks).await.iter().filter(|response| response.status() == 200).count();
     assert_eq!(granted, 60);
-    assert_eq!(one.quota("ada").await["used"], 60);
+    assert_eq!(bench.quota("ada").await["used"], 60);
 }
 
 #[tokio::test]
@@ -361,7 +370,13 @@ async fn lost_requests_and_replies_never_grant_more_than_the_limit() {
 async fn a_grant_of_unknown_fate_is_answered_503_and_never_granted_again() {
     let bench = bench().await;
     let faults = bench.api.store.faults();
-    for (call, fault) in [("take", Fault::LoseReply), ("take", Fault::LoseRequest), ("granted", Fault::LoseRequest), ("account", Fault::LoseRequest), ("tallies", Fault::LoseReply)] {
+    for (call, fault) in [
+        ("take", Fault::LoseReply),
+        ("take", Fault::LoseRequest),
+        ("granted", Fault::LoseRequest),
+        ("account", Fault::LoseRequest),
+        ("tallies", Fault::LoseReply),
+    ] {
         faults.at(call, 1, fault);
         assert_eq!(bench.problem(check_request(r#"{"user_id":"ada"}"#)).await.0, 503, "{call}");
     }
@@ -374,7 +389,11 @@ async fn usage_that_was_counted_and_never_asked_uses_the_quota_up() {
     let calls: Vec<Value> = (0..100).map(|n| call("ada", &format!("req_{n}"))).collect();
     count(&bench.world, "most", &calls[..99]).await;
     let last = bench.check_one("ada").await;
-    assert_eq!((last.status, last.used(), bench.quota("ada").await["remaining"].clone()), (200, 99, json!(1)), "1 granted, 99 counted");
+    assert_eq!(
+        (last.status, last.used(), bench.quota("ada").await["remaining"].clone()),
+        (200, 99, json!(1)),
+        "1 granted, 99 counted"
+    );
     count(&bench.world, "all", &calls[99..]).await;
     let before = bench.world.item("gates").await;
     let refused = bench.check_one("ada").await;
@@ -417,7 +436,11 @@ async fn other_meters_are_only_tested() {
     assert_eq!((check(1_188).await.status, check(1_189).await.status), (200, 402), "812 are counted");
     count(&bench.world, "more", &[call("ada", "req_2"), call("ada", "req_3")]).await;
     let denied = bench.check_one("ada").await;
-    assert_eq!((denied.status, &denied.body["quotas"]["tokens_in"]["used"]), (402, &json!(2_436)), "nothing is left of a call's tokens");
+    assert_eq!(
+        (denied.status, &denied.body["quotas"]["tokens_in"]["used"]),
+        (402, &json!(2_436)),
+        "nothing is left of a call's tokens"
+    );
     assert_eq!(bench.check_units("bob", json!({"tokens_in": 2_001})).await.status, 200, "the free tier has no such quota");
 }
 
@@ -426,8 +449,26 @@ async fn users_of_any_name_take_each_their_own() {
     let bench = bench().await;
     let wide = "💶".repeat(128);
     let users = [
-        "a", "a/b", "a#b", "a?b", "a%2Fb", "a%2fb", "A", "a&b=c", "a+b", "a b", "a,b", "m:1795348800", "s:4:free/10:1793491200", "expires_at",
-        "user_id", "#n0", ":v0", "Ünïcode 💶", "\u{0}\n", wide.as_str(),
+        "a",
+        "a/b",
+        "a#b",
+        "a?b",
+        "a%2Fb",
+        "a%2fb",
+        "A",
+        "a&b=c",
+        "a+b",
+        "a b",
+        "a,b",
+        "m:1795348800",
+        "s:4:free/10:1793491200",
+        "expires_at",
+        "user_id",
+        "#n0",
+        ":v0",
+        "Ünïcode 💶",
+        "\u{0}\n",
+        wide.as_str(),
     ];
     for (n, user_id) in users.iter().enumerate() {
         bench.take(user_id, n + 1).await;
@@ -452,7 +493,10 @@ async fn a_test_clocks_user_has_the_accounts_segment_and_the_real_minute() {
     facts.test_clock = Some(at("2027-03-20T00:00:00Z"));
     commit(&bench.world, "ada", &facts).await;
     let refused = bench.check_one("ada").await;
-    assert_eq!((refused.status, refused.used(), &refused.body["quotas"]["requests"]["resets_at"]), (429, 0, &json!("2027-04-10T00:00:00Z")));
+    assert_eq!(
+        (refused.status, refused.used(), &refused.body["quotas"]["requests"]["resets_at"]),
+        (429, 0, &json!("2027-04-10T00:00:00Z"))
+    );
     bench.world.clock.set("2026-11-22T12:01:00Z");
     assert_eq!(bench.check_one("ada").await.used(), 1);
     // What was counted is found by the account's own days.
@@ -466,7 +510,8 @@ async fn a_test_clocks_user_has_the_accounts_segment_and_the_real_minute() {
 async fn an_upgrade_lets_in_at_once_and_what_was_free_is_never_billed() {
     for bench in [bench().await, warm_bench(60).await] {
         let world = &bench.world;
-        let calls: Vec<Value> = (0..100).map(|n| with(call("ada", &format!("req_{n}")), "timestamp", "2026-11-22T11:59:00Z")).collect();
+        let calls: Vec<Value> =
+            (0..100).map(|n| with(call("ada", &format!("req_{n}")), "timestamp", "2026-11-22T11:59:00Z")).collect();
         bench.take("ada", 60).await;
         count(world, "first", &calls[..60]).await;
         world.clock.set("2026-11-22T12:01:00Z");
@@ -484,7 +529,8 @@ async fn an_upgrade_lets_in_at_once_and_what_was_free_is_never_billed() {
         world.clock.set("2026-11-22T13:00:00Z");
         let reporter = crate::reporter::function(world, "id");
         reporter.run(world.clock.now(), None, &crate::reporter::invocation(world, "inv")).await.unwrap();
-        let reported: u64 = world.meters.attempts().iter().filter(|report| report.event_name == "requests").map(|report| report.quantity).sum();
+        let reported: u64 =
+            world.meters.attempts().iter().filter(|report| report.event_name == "requests").map(|report| report.quantity).sum();
         assert_eq!(reported, 1);
         let usage = bench.usage("user_id=ada").await;
         assert_eq!((&usage["totals"]["requests"]["counted"], &usage["totals"]["requests"]["reported"]), (&json!(101), &json!(1)));
@@ -535,10 +581,9 @@ async fn a_warm_instance_answers_access_again_without_a_call_and_a_check_with_on
 async fn a_check_waits_for_one_call_at_a_time_once_it_is_warm_and_for_two_before() {
     let bench = warm_bench(5).await;
     let waits = async || {
-        let round_trips = bench.api.store.faults().clone();
-        let before = round_trips.waves();
+        let before = bench.api.store.faults().waves();
         assert_eq!(bench.check_one("ada").await.status, 200);
-        round_trips.waves() - before
+        bench.api.store.faults().waves() - before
     };
     assert_eq!((waits().await, waits().await), (2, 1));
     bench.world.clock.advance_ms(5_000);
@@ -631,5 +676,4 @@ async fn nobody_is_checked_without_a_token() {
     let bench = bench().await;
     assert_eq!(bench.problem(request::from_str(CHECK).unwrap()).await.0, 401);
     assert_eq!(bench.world.items("gates").await, Vec::<Value>::new());
-    assert_eq!(PriceList::shipped().unwrap(), bench.api.prices);
 }

@@ -15,6 +15,7 @@ mod cli;
 mod cost;
 mod load;
 mod logs;
+mod openapi;
 mod reporter;
 mod samples;
 mod schema;
