@@ -14,6 +14,7 @@ use crate::domain::{
     audit::{ByHour, Position},
     counting::{Batch, LedgerRow, QuarantineReason, RowKey},
     facts::CustomerFacts,
+    gate::{Granted, Take, Taken},
     hint::Hint,
     id::{CheckoutSessionId, CustomerId, EventId, PriceId, RequestId, UserId},
     notice::Notice,
@@ -268,6 +269,21 @@ pub trait Tallies {
     /// # Errors
     /// [`Unavailable`], also if an item cannot be read by this version.
     async fn tallies(&self, user_id: &UserId, from: UtcDay, to: UtcDay) -> Result<Vec<Tally>, Unavailable>;
+}
+
+/// What was granted to each user, this minute and in this segment.
+pub trait Gates {
+    /// What was granted so far, read consistently.
+    ///
+    /// # Errors
+    /// [`Unavailable`], also if the item cannot be read by this version.
+    async fn granted(&self, user_id: &UserId) -> Result<Granted, Unavailable>;
+
+    /// Grants requests if they fit every limit, all of them or none, whoever else asks at the same time.
+    ///
+    /// # Errors
+    /// [`Unavailable`] if it is not certain whether they were granted. They may then have been taken, though nobody was told.
+    async fn take(&self, take: &Take<'_>) -> Result<Taken, Unavailable>;
 }
 
 /// The tallies to be reported, and what the reporter knows of them.

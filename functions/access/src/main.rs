@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use access::{AccessApi, Seller};
+use access::{AccessApi, Cache, Seller};
 use lambda_http::{Error, Request, run, service_fn};
 use tokentill::{
     clock::SystemClock,
@@ -26,7 +26,8 @@ async fn main() -> Result<(), Error> {
     let hints = HintQueue::new(aws_sdk_sqs::Client::new(&aws), env.required("TOKENTILL_ACCOUNT_CHANGES_QUEUE_URL"));
     let api = AccessApi {
         tokens: env.parameter("TOKENTILL_SERVICE_TOKENS_PARAMETER", &aws),
-        store: Store::new(aws_sdk_dynamodb::Client::new(&aws), env.tables(&["accounts", "ledger", "tallies", "books"])),
+        store: Store::new(aws_sdk_dynamodb::Client::new(&aws), env.tables(&["accounts", "ledger", "tallies", "books", "gates"])),
+        cache: Cache::new(env.bounded("TOKENTILL_ACCESS_CACHE_SECS", 5, 0..=60)),
         clock: SystemClock,
         prices: PriceList::shipped()?,
         seller: Seller::new(Stripe::new(stripe), hints, env.stripe_mode()),

@@ -1,6 +1,9 @@
 //! What is wrong with a request, as RFC 9457 has it: `application/problem+json`.
 
-use serde_json::{Value, json};
+use http::{HeaderValue, header};
+use serde_json::json;
+
+use crate::{ROUTES, Reply};
 
 /// An answer that is not the one asked for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -12,7 +15,7 @@ pub(crate) struct Problem {
     /// What the log is told and the caller is not.
     pub(crate) log: Option<String>,
     /// After how many seconds asking again may help, if that is known: the header `Retry-After`.
-    pub(crate) retry_after_secs: Option<u32>,
+    retry_after_secs: Option<u32>,
     /// What programs read beside the members that every problem has.
     members: Vec<(&'static str, String)>,
 }
@@ -45,9 +48,8 @@ impl Problem {
     }
 
     pub(crate) fn not_found() -> Self {
-        let detail =
-            "there is GET /v1/access, GET /v1/usage, GET /v1/usage/events, POST /v1/checkout and POST /v1/portal".to_owned();
-        Self::of(404, "Not found", detail)
+        let routes: Vec<String> = ROUTES.iter().map(|(method, path, _)| format!("{method} {path}")).collect();
+        Self::of(404, "Not found", format!("there is {}", routes.join(", ")))
     }
 
     pub(crate) fn too_large() -> Self {
@@ -60,11 +62,16 @@ impl Problem {
         Self::of(503, "Not available", detail).logged(log)
     }
 
-    pub(crate) fn to_json(&self) -> Value {
-        let mut problem = json!({"type": "about:blank", "title": self.title, "status": self.status, "detail": self.detail});
-        if let Some(problem) = problem.as_object_mut() {
-            problem.extend(self.members.iter().map(|(name, value)| ((*name).to_owned(), value.as_str().into())));
+    pub(crate) fn into_reply(self) -> Reply {
+        let mut body = json!({"type": "about:blank", "title": self.title, "status": self.status, "detail": self.detail});
+        if let Some(body) = body.as_object_mut() {
+            body.extend(self.members.into_iter().map(|(name, value)| (name.to_owned(), value.into())));
         }
-        problem
+        let mut headers = Vec::new();
+        if self.status == 401 {
+            headers.push((header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer")));
+        }
+        headers.extend(self.retry_after_secs.map(|secs| (header::RETRY_AFTER, HeaderValue::from(secs))));
+        Reply { status: self.status, headers, body }
     }
 }

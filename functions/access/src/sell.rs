@@ -288,10 +288,7 @@ impl From<StripeError> for Problem {
                 let detail = format!("{code}; Stripe's dashboard shows why, by the request {request_id}");
                 Self::of(502, "Stripe refused it", detail).logged(log)
             }
-            StripeError::NotFound { .. } | StripeError::Unreadable { .. } => {
-                let detail = "Stripe's answer is none that we know; the function's log names the request".to_owned();
-                Self::of(502, "Stripe answered otherwise", detail).logged(log)
-            }
+            StripeError::NotFound { .. } | StripeError::Unreadable { .. } => Self::unavailable(log),
         }
     }
 }

@@ -12,6 +12,7 @@ pub mod counting;
 pub mod destination;
 pub mod envelope;
 pub mod facts;
+pub mod gate;
 pub mod hint;
 pub mod id;
 pub mod notice;

@@ -17,6 +17,7 @@ pub(crate) async fn each_invokes_its_function(stack: &Stack) {
         ("reporter", include_str!("../../../../events/scheduled.json"), "nothing"),
         ("sweeper", include_str!("../../../../events/scheduled.json"), "nothing"),
         ("access", include_str!("../../../../events/access.json"), "401"),
+        ("access", include_str!("../../../../events/check.json"), "401"),
         ("access", include_str!("../../../../events/usage-query.json"), "401"),
         ("access", include_str!("../../../../events/usage-events.json"), "401"),
         ("access", include_str!("../../../../events/usage-of-request.json"), "401"),

@@ -2,7 +2,7 @@
 
 use std::{cell::Cell, collections::BTreeMap, fmt::Write as _, future::Future, ops::Range};
 
-use access::{AccessApi, Seller};
+use access::{AccessApi, Cache, Seller};
 use expect_test::{Expect, expect};
 use handlers::{Fault, Faults, Faulty, Queue, TestClock, TestSecret, World};
 use lambda_http::{Body, Request, request};
@@ -14,13 +14,14 @@ use tokentill::{
         audit::{ByHour, Position},
         counting::LedgerRow,
         facts::Status,
+        gate::{Granted, Take, Taken},
         id::{CustomerId, EventId, RequestId, UserId},
         price_list::PriceList,
         report::{Book, Tally},
         time::{EpochSecs, UtcDay},
     },
     dynamodb::Store,
-    ports::{AccountChange, Accounts, Audit, Clock, Commit, CustomerRecord, Reported, Tallies, Unavailable},
+    ports::{AccountChange, Accounts, Audit, Clock, Commit, CustomerRecord, Gates, Reported, Tallies, Unavailable},
     stripe::{FixedKey, SecretKey, Stripe, StripeClient},
 };
 
@@ -83,6 +84,16 @@ impl Tallies for Reads {
     }
 }
 
+impl Gates for Reads {
+    async fn granted(&self, user_id: &UserId) -> Result<Granted, Unavailable> {
+        self.read("granted", self.store.port.granted(user_id)).await
+    }
+
+    async fn take(&self, take: &Take<'_>) -> Result<Taken, Unavailable> {
+        self.read("take", self.store.port.take(take)).await
+    }
+}
+
 impl Reported for Reads {
     async fn books(&self, user_id: &UserId, from: UtcDay, to: UtcDay) -> Result<BTreeMap<String, Book>, Unavailable> {
         self.read("books", self.store.port.books(user_id, from, to)).await
@@ -120,21 +131,35 @@ impl Audit for Reads {
     }
 }
 
+pub(crate) type Api = AccessApi<TestSecret, Reads, TestClock, Seller<Stripe<FixedKey>, Queue>>;
+
 pub(crate) struct Bench {
     pub(crate) world: World,
-    pub(crate) api: AccessApi<TestSecret, Reads, TestClock, Seller<Stripe<FixedKey>, Queue>>,
+    pub(crate) api: Api,
 }
 
+/// A bench whose API knows nothing of a user from one question to the next, as after a cold start.
 pub(crate) async fn bench() -> Bench {
+    warm_bench(0).await
+}
+
+/// A bench whose API remembers users for so many seconds.
+pub(crate) async fn warm_bench(cache_secs: u32) -> Bench {
     let world = World::start().await;
-    let api = AccessApi {
+    let api = api(&world, cache_secs);
+    Bench { world, api }
+}
+
+/// An instance of the function in this world.
+pub(crate) fn api(world: &World, cache_secs: u32) -> Api {
+    AccessApi {
         tokens: TestSecret::new(SERVICE_TOKEN),
-        store: Reads::of(&world),
+        store: Reads::of(world),
+        cache: Cache::new(cache_secs),
         clock: world.clock.clone(),
         prices: PriceList::shipped().unwrap(),
         seller: Seller::new(nowhere(), world.queue.clone(), StripeMode::Test),
-    };
-    Bench { world, api }
+    }
 }
 
 /// A Stripe that cannot be reached, for an API that sells nothing.

@@ -10,10 +10,12 @@
 
 mod access;
 mod audit;
+mod check;
 mod cli;
 mod cost;
 mod load;
 mod logs;
+mod openapi;
 mod reporter;
 mod samples;
 mod schema;

@@ -2,7 +2,7 @@
 
 use std::{panic::AssertUnwindSafe, rc::Rc, time::Duration};
 
-use access::{AccessApi, Seller};
+use access::{AccessApi, Cache, Seller};
 use futures_util::{FutureExt, future::pending, join};
 use handlers::{Fault, Faults, Queue, TestClock, TestSecret, World};
 use lambda_http::{Body, Request, request};
@@ -23,6 +23,7 @@ use tokentill::{
 
 use crate::{
     access::Reads,
+    openapi::{Document, too_large, without_token},
     samples::{BODY_MARK, CHECKOUT, EMAIL, PORTAL, SERVICE_TOKEN, cancelled, commit, parsed, sqs_event, subscriber, user},
 };
 
@@ -171,6 +172,7 @@ fn api(world: &World, url: &str, faults: &Faults, mode: StripeMode) -> Api {
     AccessApi {
         tokens: TestSecret::new(SERVICE_TOKEN),
         store: Reads::of(world),
+        cache: Cache::new(0),
         clock: world.clock.clone(),
         prices: PriceList::shipped().unwrap(),
         seller: Seller::new(shop, world.queue.clone(), mode).with_deadline(Duration::from_secs(60)),
@@ -461,7 +463,7 @@ async fn a_page_that_is_about_to_end_is_not_answered_again() {
     let ends = bench.session(&first).await["expires_at"].as_i64().unwrap();
     bench.world.clock.set(&EpochSecs::new(ends - 3600).to_string());
     assert_eq!(bench.sold("ada").await, first);
-    bench.world.clock.advance_ms(1000);
+    bench.world.clock.advance_ms(600_000);
     // The sandbox lives in the real time, so every page of its is about to end now: none is answered, and none stays open.
     let (status, _) = bench.checkout("ada").await;
     assert_eq!(status, 503);
@@ -710,4 +712,41 @@ async fn a_portal_that_nobody_configured_says_who_does() {
     let body = json!({"user_id": "ada", "return_url": "https://example.com"}).to_string();
     let (status, _, answer) = asked(&bench.api, post(PORTAL, &body)).await;
     assert!(status == 503 && answer["detail"].as_str().unwrap().contains("cargo till setup"), "{answer}");
+}
+
+#[tokio::test]
+async fn every_answer_of_a_sale_is_as_the_document_says() {
+    let bench = bench().await;
+    let mut document = Document::read();
+    let offer = wanted("ada", "pricing").to_string();
+    let visit = json!({"user_id": "ada", "return_url": "https://app.example.com/settings"}).to_string();
+    let mut ask = async |request: Request| {
+        let path = request.uri().path().to_owned();
+        let response = bench.api.handle(request).await;
+        document.see("POST", &path, &response);
+        response.status().as_u16()
+    };
+    for (sample, good) in [(CHECKOUT, &offer), (PORTAL, &visit)] {
+        assert_eq!(ask(post(sample, "{}")).await, 400);
+        assert_eq!(ask(without_token(post(sample, good))).await, 401);
+        assert_eq!(ask(too_large(post(sample, good))).await, 413);
+        bench.api.tokens.faults.at("secret", 1, Fault::LoseRequest);
+        assert_eq!(ask(post(sample, good)).await, 503);
+    }
+    assert_eq!(ask(post(PORTAL, &visit)).await, 404);
+    bench
+        .stripe
+        .post("/_sandbox/faults", &[("path", "/v1/checkout"), ("method", "POST"), ("status", "400"), ("count", "2")])
+        .await;
+    assert_eq!(ask(post(CHECKOUT, &offer)).await, 502);
+    bench.faults.at("buyer", 1, Fault::LoseRequest);
+    assert_eq!(ask(post(CHECKOUT, &offer)).await, 503);
+    assert_eq!(ask(post(CHECKOUT, &offer)).await, 200);
+    bench.sync().await;
+    assert_eq!(ask(post(PORTAL, &visit)).await, 200);
+    let customer = id(&bench.customers().await[0]);
+    bench.subscription(&customer, &[("payment_behavior", "default_incomplete")]).await;
+    assert_eq!(ask(post(CHECKOUT, &offer)).await, 409);
+    let unseen = document.unseen(true);
+    assert!(unseen.is_empty(), "no answer was compared with {unseen:?}");
 }
