@@ -70,7 +70,11 @@ impl Gates for Store {
                     UpdateItemError::ConditionalCheckFailedException(failed) => failed.item,
                     _ => None,
                 };
-                Ok(Taken::Refused(read(&old.unwrap_or_default())?))
+                match old {
+                    Some(old) => read(&old).map(Taken::Refused),
+                    // Not told, for whatever reason: what was granted only grows, so it is still there to be read.
+                    None => self.granted(take.user_id).await.map(Taken::Refused),
+                }
             }
             Err(error) => Err(unavailable(TAKE)(error)),
         }

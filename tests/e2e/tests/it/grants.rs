@@ -237,6 +237,8 @@ impl Work<'_> {
     async fn access(&self) -> Result<()> {
         self.get("/v1/access?user_id=somebody").await?;
         self.get("/v1/usage?user_id=somebody").await?;
+        // A grant, to somebody new each time: the free tier ends.
+        self.check(&unique("user")).await?;
         // The ledger by its index, and the table itself.
         self.get("/v1/usage/events?user_id=somebody").await?;
         self.get("/v1/usage/events?user_id=somebody&request_id=req_1").await?;
@@ -329,6 +331,16 @@ impl Work<'_> {
         let body = answer.text().await?;
         ensure!(status.is_success(), "{path}: {status}: {body}");
         Ok(serde_json::from_str(&body)?)
+    }
+
+    /// Asks for one request of a user, and has to be granted it.
+    async fn check(&self, user: &str) -> Result<()> {
+        let url = format!("{}/v1/check", self.stack.json().api_url);
+        let request = self.http.post(url).bearer_auth(&self.stack.json().service_token);
+        let answer = request.header("content-type", "application/json").body(json!({"user_id": user}).to_string()).send().await?;
+        let status = answer.status();
+        ensure!(status.as_u16() == 200, "/v1/check: {status}: {}", answer.text().await?);
+        Ok(())
     }
 
     /// A call to AWS as the account's root, which the emulator takes unsigned.
