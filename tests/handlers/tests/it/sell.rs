@@ -464,7 +464,7 @@ async fn a_page_that_is_about_to_end_is_not_answered_again() {
     bench.world.clock.set(&EpochSecs::new(ends - 3600).to_string());
     assert_eq!(bench.sold("ada").await, first);
     bench.world.clock.advance_ms(600_000);
-    // The sandbox lives in the real time, so every page of its is about to end now: none is answered, and none stays open.
+    // The sandbox lives in the real time, so every page of its is about to end now, and none is answered.
     let (status, _) = bench.checkout("ada").await;
     assert_eq!(status, 503);
     bench.world.clock.set("2026-11-22T12:00:00Z");
