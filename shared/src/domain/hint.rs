@@ -86,6 +86,25 @@ impl Hint {
             replay: true,
         })
     }
+
+    /// A hint of our own that has a customer looked at which was just made for its user, so that the two are joined although
+    /// nothing was bought yet. The same customer gives the same event id, and it is never skipped.
+    ///
+    /// # Errors
+    /// [`InvalidId`] if the customer's id is too long for an event id; Stripe's are far too short for that.
+    pub fn of_new_customer(customer: &CustomerId, created: EpochSecs, livemode: bool) -> Result<Self, InvalidId> {
+        Ok(Self {
+            v: HINT_VERSION,
+            event_id: EventId::new(composite_key(&["checkout", customer.as_str()]))?,
+            kind: "tokentill.customer_made".to_owned(),
+            created,
+            object_id: customer.as_str().to_owned(),
+            customer: Some(customer.clone()),
+            invoice: None,
+            livemode,
+            replay: true,
+        })
+    }
 }
 
 /// A payment of an invoice failed.

@@ -14,19 +14,20 @@ type Attributes = BTreeMap<String, Value>;
 
 struct TableShape {
     name: &'static str,
-    key: [&'static str; 2],
+    key: &'static [&'static str],
     /// Name, partition key, sort key, and what is projected; nothing means all.
     index: Option<(&'static str, &'static str, &'static str, &'static [&'static str])>,
 }
 
-const TABLES: [TableShape; 3] = [
-    TableShape { name: "ledger", key: ["request_key", "row"], index: Some(("by_time", "time_key", "at_key", &[])) },
+const TABLES: [TableShape; 4] = [
+    TableShape { name: "ledger", key: &["request_key", "row"], index: Some(("by_time", "time_key", "at_key", &[])) },
     TableShape {
         name: "tallies",
-        key: ["user_id", "tally_key"],
+        key: &["user_id", "tally_key"],
         index: Some(("touched", "touched_key", "touched_at", &["segment_end"])),
     },
-    TableShape { name: "quarantine", key: ["day_shard", "quarantine_id"], index: None },
+    TableShape { name: "quarantine", key: &["day_shard", "quarantine_id"], index: None },
+    TableShape { name: "gates", key: &["user_id"], index: None },
 ];
 
 /// Every item that was written, as the requests made it.
@@ -85,7 +86,7 @@ impl Units {
         let name = operation["TableName"].as_str()?.strip_prefix("tokentill-")?;
         let table = TABLES.iter().find(|table| table.name == name)?;
         let given = operation.get("Item").or(operation.get("Key"))?.as_object()?;
-        let key = (table.name, table.key.map(|attribute| text(&given[attribute])).join("\n"));
+        let key = (table.name, table.key.iter().map(|attribute| text(&given[*attribute])).collect::<Vec<_>>().join("\n"));
         let before = self.items.get(&key);
         let after = match operation.get("Item") {
             Some(_) => attributes(given),
@@ -98,8 +99,8 @@ impl Units {
         let mut costs = vec![((table.name.to_owned(), text(&given[table.key[0]])), factor * size(&after).div_ceil(1_024))];
         if let Some((index, partition, sort, projected)) = table.index {
             let entry = |item: &Attributes| -> Option<(String, Attributes)> {
-                let keys = [table.key[0], table.key[1], partition, sort];
-                let shown = |name: &str| projected.is_empty() || keys.contains(&name) || projected.contains(&name);
+                let is_key = |name: &str| table.key.contains(&name) || [partition, sort].contains(&name);
+                let shown = |name: &str| projected.is_empty() || is_key(name) || projected.contains(&name);
                 let entry = item.iter().filter(|(name, _)| shown(name)).map(|(name, value)| (name.clone(), value.clone()));
                 Some((text(item.get(partition)?), entry.collect()))
             };
