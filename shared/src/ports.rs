@@ -35,6 +35,12 @@ pub trait Clock {
     }
 }
 
+/// A clock that can be waited by.
+pub trait Timer: Clock {
+    /// Waits until it shows this moment, in milliseconds since 1970, or a later one.
+    async fn wait_until_ms(&self, moment_ms: i64);
+}
+
 /// A secret's text. It has no `Display`, and its `Debug` says nothing of it.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Secret(Arc<str>);
@@ -363,6 +369,13 @@ pub trait ReporterState {
     /// # Errors
     /// [`Unavailable`] if it is not certain whether it is held.
     async fn take_lease(&self, owner: &str, now_ms: i64, until_ms: i64) -> Result<bool, Unavailable>;
+
+    /// Makes the lease last until a moment in milliseconds since 1970, if this owner has it still: nobody took it, and it was
+    /// not given back. Whether it has. One that has ended, and that nobody took since, is renewed all the same.
+    ///
+    /// # Errors
+    /// [`Unavailable`] if it is not certain until when it lasts.
+    async fn renew_lease(&self, owner: &str, until_ms: i64) -> Result<bool, Unavailable>;
 
     /// Gives the lease back, if this owner holds it.
     ///

@@ -12,7 +12,7 @@ use tokentill::{
     },
     log::{self, Line},
     ports::{
-        Accounts, Books, Clock, Commit, Hold, MeterErrors, MeterSink, MeterSummaries, Quarantine, ReporterMemory, ReporterState,
+        Accounts, Books, Commit, Hold, MeterErrors, MeterSink, MeterSummaries, Quarantine, ReporterMemory, ReporterState, Timer,
         Unavailable,
     },
 };
@@ -28,7 +28,7 @@ where
     A: Accounts,
     M: MeterSink + MeterSummaries,
     Q: Quarantine,
-    C: Clock,
+    C: Timer,
     I: Fn() -> String,
 {
     /// Whether nothing may be reported. Begins a hold where a table is not the one that was written to, and ends it once

@@ -5,6 +5,7 @@
 //! reporters from getting in each other's way; the versions alone keep them from doing harm.
 
 mod hold;
+mod lease;
 mod pace;
 mod read_back;
 mod visit;
@@ -27,7 +28,7 @@ use tokentill::{
     log::Line,
     ports::{
         Accounts, Books, Clock, MeterErrors, MeterSink, MeterSummaries, Quarantine, ReporterMemory, ReporterState, StripeError,
-        Touched, Unavailable,
+        Timer, Touched, Unavailable,
     },
     records::isolated,
     schedule::ScheduledEvent,
@@ -113,8 +114,6 @@ pub struct Invocation {
     pub id: String,
     /// When it should stop taking up work, in milliseconds since 1970.
     pub stop_at_ms: i64,
-    /// When it is certainly over, in milliseconds since 1970.
-    pub over_at_ms: i64,
 }
 
 /// What a run came to; also the function's answer.
@@ -140,7 +139,7 @@ pub struct Run {
     pub rejected: u64,
     /// Meters of a customer's day at which Stripe has something else than was reported.
     pub differences: u64,
-    /// Whether another reporter was at work, so that this one did nothing.
+    /// Whether another reporter was at work, so that this one did nothing, or nothing more.
     pub leased: bool,
     /// Whether nothing is reported until what a restored table says was compared.
     pub held: bool,
@@ -166,7 +165,7 @@ where
     A: Accounts,
     M: MeterSink + MeterSummaries,
     Q: Quarantine,
-    C: Clock,
+    C: Timer,
     I: Fn() -> String,
 {
     /// Reports what is due at `now`: everything once an interval, and between that what a segment's end makes urgent.
@@ -193,11 +192,10 @@ where
         if touched.is_empty() && due.is_empty() && !is_full && order.is_none() {
             return Ok(Run::default());
         }
-        let until_ms = invocation.over_at_ms;
-        if !self.books.take_lease(&invocation.id, self.clock.now_ms(), until_ms).await? {
+        let Some(lease) = self.take_lease(&invocation.id).await? else {
             Line::new("reporter", "another reporter is at work").write(&self.clock);
             return Ok(Run { leased: true, ..Run::default() });
-        }
+        };
         let shift = Shift {
             now,
             stop_at_ms: invocation.stop_at_ms,
@@ -207,10 +205,16 @@ where
             unanswered: Cell::new(0),
             stopped: Cell::new(false),
         };
-        let result = Box::pin(self.with_lease(&shift, memory, is_full, touched, due, order)).await;
-        self.books.give_lease_back(&invocation.id).await?;
-        result?;
-        let run = shift.run.into_inner();
+        let work = Box::pin(self.with_lease(&shift, memory, is_full, touched, due, order));
+        let result = self.while_leased(lease, work).await?;
+        let mut run = shift.run.into_inner();
+        match result {
+            Some(result) => {
+                self.books.give_lease_back(&invocation.id).await?;
+                result?;
+            }
+            None => run.leased = true,
+        }
         self.write_line(&run, is_full);
         Ok(run)
     }
@@ -306,7 +310,8 @@ where
             .count("ReconciliationDifferences", run.differences)
             .count("NeedsAttention", run.refused.saturating_add(run.rejected))
             .field("overdue", run.overdue)
-            .field("held", run.held);
+            .field("held", run.held)
+            .field("leased", run.leased);
         // Between whole runs nobody knows how much waits. While the reporter is held, everything does.
         let pending = run.pending.saturating_add(run.overdue).saturating_add(u64::from(run.held));
         line = if is_full || run.held { line.count("ReportsPending", pending) } else { line.field("pending", pending) };

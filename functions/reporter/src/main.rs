@@ -39,9 +39,8 @@ async fn main() -> Result<(), Error> {
     };
     env.finish()?;
     run(service_fn(async |event: LambdaEvent<ReportEvent>| {
-        let over_at_ms = i64::try_from(event.context.deadline).unwrap_or(i64::MAX);
         let stop_at_ms = records::stop_at_ms(reporter.clock.now_ms(), event.context.deadline);
-        let invocation = Invocation { id: event.context.request_id, stop_at_ms, over_at_ms };
+        let invocation = Invocation { id: event.context.request_id, stop_at_ms };
         Ok::<_, Error>(reporter.run(event.payload.scheduled.moment()?, event.payload.order.as_ref(), &invocation).await?)
     }))
     .await

@@ -10,7 +10,7 @@ use tokentill::{
     },
     log::{self, Line},
     ports::{
-        Accounts, Books, Clock, Commit, MeterErrors, MeterSink, MeterSummaries, Quarantine, ReporterState, StripeError,
+        Accounts, Books, Commit, MeterErrors, MeterSink, MeterSummaries, Quarantine, ReporterState, StripeError, Timer,
         Unavailable,
     },
 };
@@ -55,7 +55,7 @@ where
     A: Accounts,
     M: MeterSink + MeterSummaries,
     Q: Quarantine,
-    C: Clock,
+    C: Timer,
     I: Fn() -> String,
 {
     /// What Stripe has of a meter for a customer from one day to another, both included.

@@ -13,8 +13,8 @@ use tokentill::{
         time::{EpochSecs, MINUTE_SECS},
     },
     ports::{
-        Accounts, Books, Clock, Commit, MeterErrors, MeterSink, MeterSummaries, Quarantine, Quarantined, ReporterState,
-        StripeError, Unavailable,
+        Accounts, Books, Commit, MeterErrors, MeterSink, MeterSummaries, Quarantine, Quarantined, ReporterState, StripeError,
+        Timer, Unavailable,
     },
 };
 
@@ -46,7 +46,7 @@ where
     A: Accounts,
     M: MeterSink + MeterSummaries,
     Q: Quarantine,
-    C: Clock,
+    C: Timer,
     I: Fn() -> String,
 {
     /// Visits one user's tallies, one after the other. The earliest hour that was not dealt with.

@@ -89,6 +89,15 @@ impl ReporterState for Store {
         self.change_control(LEASE, changes, Some(condition)).await
     }
 
+    async fn renew_lease(&self, owner: &str, until_ms: i64) -> Result<bool, Unavailable> {
+        let mut changes = Changes::default();
+        changes.set("until_ms", number(until_ms));
+        let until = changes.name("until_ms");
+        let (name, own) = (changes.name("owner"), changes.value(text(owner)));
+        // One that was given back stays so: a renewal may arrive late.
+        self.change_control(LEASE, changes, Some(format!("{name} = {own} AND attribute_exists({until})"))).await
+    }
+
     async fn give_lease_back(&self, owner: &str) -> Result<(), Unavailable> {
         let mut changes = Changes::default();
         changes.remove("until_ms");

@@ -39,8 +39,13 @@ pub struct Faults(Rc<RefCell<Plan>>);
 #[derive(Default)]
 struct Plan {
     calls: BTreeMap<&'static str, usize>,
+<<<<<<< HEAD
     under_way: usize,
     waves: usize,
+=======
+    /// Those of them that are over.
+    over: BTreeMap<&'static str, usize>,
+>>>>>>> rest3
     faults: BTreeMap<(&'static str, usize), Fault>,
     always: BTreeMap<&'static str, Fault>,
     meanwhile: BTreeMap<(&'static str, usize), LocalBoxFuture<'static, ()>>,
@@ -85,11 +90,19 @@ impl Faults {
         self.0.borrow().calls.get(call).copied().unwrap_or(0)
     }
 
+<<<<<<< HEAD
     /// How often a call began while none was under way: so many times somebody waited for calls side by side, one wave after
     /// the other.
     #[must_use]
     pub fn waves(&self) -> usize {
         self.0.borrow().waves
+=======
+    /// Waits until so many calls of a method are over, whether or not they took effect.
+    pub async fn until_over(&self, call: &str, calls: usize) {
+        while self.0.borrow().over.get(call).copied().unwrap_or(0) < calls {
+            tokio::task::yield_now().await;
+        }
+>>>>>>> rest3
     }
 
     /// Makes a call with whatever is planned for it. `lost` makes the error of a lost request or reply.
@@ -114,7 +127,7 @@ impl Faults {
         if let Some(meanwhile) = meanwhile {
             meanwhile.await;
         }
-        match fault {
+        let result = match fault {
             None => effect.await,
             Some(Fault::LoseRequest) => Err(lost("the request was lost".to_owned())),
             Some(Fault::LoseReply) => effect.await.and_then(|_| Err(lost("the reply was lost".to_owned()))),
@@ -123,7 +136,9 @@ impl Faults {
                 let _ = effect.await;
                 crash()
             }
-        }
+        };
+        *self.0.borrow_mut().over.entry(call).or_insert(0) += 1;
+        result
     }
 }
 
@@ -263,6 +278,10 @@ impl<P: ReporterState> ReporterState for Faulty<P> {
 
     async fn take_lease(&self, owner: &str, now_ms: i64, until_ms: i64) -> Result<bool, Unavailable> {
         self.call("take_lease", self.port.take_lease(owner, now_ms, until_ms)).await
+    }
+
+    async fn renew_lease(&self, owner: &str, until_ms: i64) -> Result<bool, Unavailable> {
+        self.call("renew_lease", self.port.renew_lease(owner, until_ms)).await
     }
 
     async fn give_lease_back(&self, owner: &str) -> Result<(), Unavailable> {

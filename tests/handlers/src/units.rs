@@ -1,4 +1,4 @@
-//! What writes cost DynamoDB: write units for each partition key of a table or an index, read from the requests.
+//! What requests cost DynamoDB: write units for each partition key of a table or an index, and read units, told from the requests.
 //!
 //! It keeps each item as the requests made it, since the cost of an update depends on what stands. Sizes are DynamoDB's: names
 //! and texts by their bytes, numbers by their digits, rounded up to 1 KB; doubled for the table in a transaction.
@@ -19,7 +19,7 @@ struct TableShape {
     index: Option<(&'static str, &'static str, &'static str, &'static [&'static str])>,
 }
 
-const TABLES: [TableShape; 4] = [
+const TABLES: [TableShape; 6] = [
     TableShape { name: "ledger", key: &["request_key", "row"], index: Some(("by_time", "time_key", "at_key", &[])) },
     TableShape {
         name: "tallies",
@@ -28,6 +28,8 @@ const TABLES: [TableShape; 4] = [
     },
     TableShape { name: "quarantine", key: &["day_shard", "quarantine_id"], index: None },
     TableShape { name: "gates", key: &["user_id"], index: None },
+    TableShape { name: "books", key: &["user_id", "book_key"], index: Some(("due", "due_shard", "due_at", &["due_at"])) },
+    TableShape { name: "control", key: &["name"], index: None },
 ];
 
 /// Every item that was written, as the requests made it.
@@ -36,6 +38,8 @@ pub struct Units {
     items: BTreeMap<(&'static str, String), Attributes>,
     /// Units spent so far.
     pub spent: BTreeMap<PartitionKey, u64>,
+    /// Half read units spent so far.
+    half_reads: u64,
 }
 
 /// One operation of a request: which item it makes, and what it costs where.
@@ -54,6 +58,32 @@ impl Units {
             .max_by_key(|(_, units)| **units)
             .map(|(key, units)| (key.clone(), *units))
             .expect("something was written")
+    }
+
+    /// All write units.
+    #[must_use]
+    pub fn writes_in_all(&self) -> u64 {
+        self.spent.values().sum()
+    }
+
+    /// All read units. Each answer is taken to be of at most 4 KB.
+    #[must_use]
+    pub fn reads_in_all(&self) -> f64 {
+        self.half_reads as f64 / 2.0
+    }
+
+    /// The bytes of a table's items, and of their copies in its index if that has all of them, as DynamoDB stores them: with 100
+    /// bytes beside each.
+    #[must_use]
+    pub fn stored_bytes(&self, table: &str) -> u64 {
+        self.items.iter().filter(|((of, _), _)| *of == table).map(|(_, item)| size(item) + 100).sum()
+    }
+
+    /// Counts a request's reads.
+    pub(crate) fn read(&mut self, operation: &str, body: &Value) {
+        if matches!(operation, "GetItem" | "Query") {
+            self.half_reads += if body["ConsistentRead"] == true { 2 } else { 1 };
+        }
     }
 
     /// All units of a table or an index.
@@ -86,7 +116,8 @@ impl Units {
         let name = operation["TableName"].as_str()?.strip_prefix("tokentill-")?;
         let table = TABLES.iter().find(|table| table.name == name)?;
         let given = operation.get("Item").or(operation.get("Key"))?.as_object()?;
-        let key = (table.name, table.key.iter().map(|attribute| text(&given[*attribute])).collect::<Vec<_>>().join("\n"));
+        let of_key: Vec<String> = table.key.iter().map(|attribute| text(&given[*attribute])).collect();
+        let key = (table.name, of_key.join("\n"));
         let before = self.items.get(&key);
         let after = match operation.get("Item") {
             Some(_) => attributes(given),

@@ -227,6 +227,7 @@ impl HttpConnector for WireConnector {
         let mut writes = Vec::new();
         if let Some(load) = &mut state.load {
             let body: Value = serde_json::from_slice(body).expect("a request is JSON");
+            load.units.read(&operation, &body);
             writes = load.units.writes(&operation, &body);
             fault = load.admit(&operation, &writes).or(fault);
             if matches!(&fault, Some(WireFault::Answer { status: 200, .. })) {

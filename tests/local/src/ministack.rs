@@ -90,6 +90,11 @@ impl MiniStack {
         &self.url
     }
 
+    /// Kills the one running process of a function, as a machine that breaks would, and waits until it is gone.
+    pub(crate) async fn kill_function(&self, function: &str) -> Result<()> {
+        self.service.kill_member(&format!("AWS_LAMBDA_FUNCTION_NAME={function}")).await
+    }
+
     pub(crate) async fn end(self) -> Result<()> {
         self.service.end().await
     }

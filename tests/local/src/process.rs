@@ -6,7 +6,7 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use rustix::process::{Pid, Signal, kill_process_group, test_kill_process_group};
+use rustix::process::{Pid, Signal, getpgid, kill_process, kill_process_group, test_kill_process_group};
 use serde::{Deserialize, Serialize};
 use tokio::process::{Child, Command};
 
@@ -85,6 +85,28 @@ fn began(pid: i32) -> Option<String> {
     (!state.starts_with('Z')).then(|| began.trim().to_owned())
 }
 
+/// Every process whose environment has this variable with this value, `NAME=value`, as far as the system shows it.
+#[cfg(target_os = "linux")]
+fn with_variable(variable: &str) -> Result<Vec<i32>> {
+    let has_it = |pid: &i32| {
+        let environment = std::fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+        environment.split(|byte| *byte == 0).any(|entry| entry == variable.as_bytes())
+    };
+    let processes = std::fs::read_dir("/proc").context("cannot read /proc")?;
+    let ids = processes.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
+    Ok(ids.filter(has_it).collect())
+}
+
+/// Every process whose environment has this variable with this value, `NAME=value`, as far as the system shows it.
+#[cfg(not(target_os = "linux"))]
+fn with_variable(variable: &str) -> Result<Vec<i32>> {
+    // BSD's `e` shows the environment behind the command; a value without blanks is one word of it.
+    let told = std::process::Command::new("ps").args(["axeww", "-o", "pid=,command="]).output().context("cannot run ps")?;
+    let text = String::from_utf8_lossy(&told.stdout).into_owned();
+    let has_it = |line: &&str| line.split_whitespace().any(|word| word == variable);
+    Ok(text.lines().filter(has_it).filter_map(|line| line.split_whitespace().next()?.parse().ok()).collect())
+}
+
 /// A child and every process it starts, as one process group that ends with this value.
 #[derive(Debug)]
 struct Group {
@@ -145,6 +167,25 @@ impl Service {
             None => Ok(()),
             Some(status) => bail!("{} ended with {status}:\n{}", self.name, tail(&self.log)),
         }
+    }
+
+    /// Kills, by force and alone, the one process of this service that has this variable with this value, `NAME=value`.
+    pub(crate) async fn kill_member(&self, variable: &str) -> Result<()> {
+        let group = Pid::from_raw(self.group.identity.pid);
+        // Only what this very service started: another stack on this machine has functions of the same names.
+        let is_ours = |pid: &i32| Pid::from_raw(*pid).is_some_and(|pid| getpgid(Some(pid)).ok() == group);
+        // Others may come and go beside the one that stays.
+        let process = poll("one process alone to be running", Duration::from_secs(6), Duration::from_millis(20), || async {
+            let found: Vec<Identity> = with_variable(variable)?.into_iter().filter(is_ours).filter_map(Identity::of).collect();
+            Ok(<[Identity; 1]>::try_from(found).ok().map(|[one]| one))
+        })
+        .await
+        .with_context(|| format!("looking for {variable} among the processes of {}", self.name))?;
+        kill_process(Pid::from_raw(process.pid).context("no process")?, Signal::KILL)?;
+        poll("a killed process to be gone", Duration::from_secs(4), Duration::from_millis(20), || async {
+            Ok((!process.is_running()).then_some(()))
+        })
+        .await
     }
 
     pub(crate) async fn end(mut self) -> Result<()> {

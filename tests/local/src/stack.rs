@@ -2,12 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use stripe_sandbox::Sandbox;
+use tokio::sync::{Mutex, OwnedMutexGuard};
 use tokio::task::JoinSet;
 
 use crate::aws::Aws;
@@ -16,7 +18,7 @@ use crate::ministack::{MiniStack, REGION};
 use crate::place::local_folder;
 use crate::process::Identity;
 use crate::progress::{poll, step};
-use crate::stripe::Stripe;
+use crate::stripe::{Stripe, data};
 use crate::tools::Tools;
 
 /// Schedules cannot go below a minute; the local stack reports this often.
@@ -101,7 +103,22 @@ pub struct Stack {
     stripe: Stripe,
     ministack: MiniStack,
     sandbox: Option<Sandbox>,
+    /// Held by whoever has the reporter invoked every ten seconds, while it runs.
+    reporting: Arc<Mutex<()>>,
     background: JoinSet<()>,
+}
+
+/// While this lives, usage is not reported by itself.
+#[derive(Debug)]
+pub struct ReportingPaused(#[expect(dead_code, reason = "it is held, and let go when dropped")] OwnedMutexGuard<()>);
+
+/// When a reporter is killed that is sending a report.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum KilledWhen {
+    /// The report is on its way, and never arrives.
+    NotYetTaken,
+    /// Stripe has taken it, and its answer is on its way.
+    Taken,
 }
 
 impl Stack {
@@ -164,11 +181,12 @@ impl Stack {
             webhook_secret,
             service_token,
         };
-        let mut stack = Self { json, presence, aws, stripe, ministack, sandbox, background: JoinSet::new() };
+        let mut stack =
+            Self { json, presence, aws, stripe, ministack, sandbox, reporting: Arc::default(), background: JoinSet::new() };
         stack.wait_until_it_answers().await?;
         if options.report {
-            let (aws, reporter) = (stack.aws.clone(), stack.function("reporter")?);
-            stack.background.spawn(async move { keep_reporting(&aws, &reporter).await });
+            let (aws, reporter, turn) = (stack.aws.clone(), stack.function("reporter")?, stack.reporting.clone());
+            stack.background.spawn(async move { keep_reporting(&aws, &reporter, &turn).await });
         }
         stack.presence.announce(&stack.json)?;
         Ok(stack)
@@ -213,7 +231,9 @@ impl Stack {
     /// # Errors
     /// It failed, or others kept the reporter's lease.
     pub async fn report(&self) -> Result<()> {
-        for _ in 0..60 {
+        let began = Instant::now();
+        // A reporter that was killed leaves a lease of half a minute.
+        while began.elapsed() < Duration::from_secs(60) {
             let run = self.order("report".into()).await?;
             if run.get("leased") != Some(&Value::Bool(true)) {
                 return Ok(());
@@ -221,6 +241,57 @@ impl Stack {
             tokio::time::sleep(Duration::from_millis(500)).await;
         }
         anyhow::bail!("another reporter kept the lease")
+    }
+
+    /// Waits until the reporter that runs by itself, if one does, has ended, and lets none begin.
+    pub async fn pause_reporting(&self) -> ReportingPaused {
+        ReportingPaused(self.reporting.clone().lock_owned().await)
+    }
+
+    /// Orders reports until there is something to report, and kills the reporter's process (`SIGKILL`) while it sends the first
+    /// report. The next one goes on once the lease of the killed one is over.
+    ///
+    /// # Errors
+    /// Nothing comes to be reported within 90 seconds, or the process cannot be found or killed.
+    pub async fn kill_reporter(&self, _alone: &ReportingPaused, when: KilledWhen) -> Result<()> {
+        let function = self.function("reporter")?;
+        // The sandbox keeps the reporter waiting for longer than it takes to find it, and then answers nothing.
+        let (path, after_effect) = ("/v1/billing/meter_events", (when == KilledWhen::Taken).to_string());
+        let fault = [("path", path), ("method", "POST"), ("drop", "true"), ("delay_ms", "9000"), ("after_effect", &after_effect)];
+        self.stripe.post("/_sandbox/faults", &fault).await?;
+        let taken_before = self.taken_reports().await?;
+        let kill = async {
+            poll("the reporter to send", Duration::from_secs(90), Duration::from_millis(20), || async {
+                let faults = self.stripe.get("/_sandbox/faults", &[]).await?;
+                let is_left = |fault: &Value| fault.get("left").and_then(Value::as_i64) > Some(0);
+                Ok((!data(&faults).any(is_left)).then_some(()))
+            })
+            .await?;
+            let taken = taken_before + u64::from(when == KilledWhen::Taken);
+            poll("Stripe to take the report", Duration::from_secs(5), Duration::from_millis(20), || async {
+                Ok((self.taken_reports().await? >= taken).then_some(()))
+            })
+            .await?;
+            self.ministack.kill_function(&function).await
+        };
+        let keep_ordering = async {
+            loop {
+                if let Err(error) = self.order("report".into()).await {
+                    return error;
+                }
+                tokio::time::sleep(Duration::from_millis(250)).await;
+            }
+        };
+        // An order that is killed is not waited for: the emulator answers it only after the function's timeout.
+        tokio::select! {
+            killed = kill => killed,
+            error = keep_ordering => Err(error),
+        }
+    }
+
+    /// How many meter events the sandbox has taken.
+    async fn taken_reports(&self) -> Result<u64> {
+        Ok(data(&self.stripe.get("/_sandbox/meter_events", &[]).await?).map(|_| 1).sum())
     }
 
     /// Gives the reporter an order, and what came of it.
@@ -336,11 +407,12 @@ async fn register(stripe: &Stripe, webhook_url: &str, is_ours: bool) -> Result<S
     }
 }
 
-async fn keep_reporting(aws: &Aws, reporter: &str) {
+async fn keep_reporting(aws: &Aws, reporter: &str, turn: &Mutex<()>) {
     let mut tick = tokio::time::interval(REPORT_INTERVAL);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         tick.tick().await;
+        let _turn = turn.lock().await;
         if let Err(error) = invoke(aws, reporter, &scheduled_event(reporter)).await {
             eprintln!("local: the reporter failed: {error:#}");
         }

@@ -177,6 +177,11 @@ pub(crate) fn route(world: &mut World, method: &str, path: &[&str], params: &mut
         ("POST", ["events", id, "resend"]) => resend(world, id, params),
         ("POST", ["settings"]) => set(world, params),
         ("POST", ["faults"]) => add_fault(world, params),
+        ("GET", ["faults"]) => {
+            let left = |fault: &Fault| json!({"method": fault.method, "path": fault.path, "left": fault.left});
+            let faults: Vec<Value> = world.settings.faults.iter().map(left).collect();
+            Ok(json!({"data": faults}))
+        }
         ("POST", ["meter_rejections"]) => meters::add_rejection(world, params),
         ("POST", ["event_destinations"]) => webhooks::create_thin(world, params),
         _ => Err(ApiError::unknown_route(method, &format!("/_sandbox/{}", path.join("/")))),

@@ -1,6 +1,7 @@
 //! The deployed stack, from outside.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "this whole crate is a test")]
 
+mod cli;
 mod demo;
 mod grants;
 mod official;

@@ -13,6 +13,7 @@ mod audit;
 mod check;
 mod cli;
 mod cost;
+mod guarantees;
 mod load;
 mod logs;
 mod openapi;

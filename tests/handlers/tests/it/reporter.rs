@@ -52,10 +52,9 @@ pub(crate) fn function(world: &World, name: &'static str) -> Function {
     }
 }
 
-/// An invocation that has a quarter of an hour.
+/// An invocation that has twelve minutes.
 pub(crate) fn invocation(world: &World, id: &str) -> Invocation {
-    let over_at_ms = world.clock.now_ms() + 900_000;
-    Invocation { id: id.to_owned(), stop_at_ms: over_at_ms - 180_000, over_at_ms }
+    Invocation { id: id.to_owned(), stop_at_ms: world.clock.now_ms() + 720_000 }
 }
 
 /// A world in which ada is on the plan `pro`, and three of her calls are counted. The reporter has run before, so that it need
@@ -267,34 +266,42 @@ async fn a_report_of_unknown_fate_is_not_resent_from_20_hours_after_its_first_at
 
 /// A report of unknown fate, 21 hours after its first attempt, when its minute's summary can decide it.
 async fn undecided(fault: Fault) -> Bench {
+    undecided_after(fault, 21).await
+}
+
+async fn undecided_after(fault: Fault, hours: i64) -> Bench {
     let bench = bench().await;
     bench.world.meters.faults.always("send", fault);
     bench.run().await;
     bench.world.meters.faults.clear();
     // Stripe has forgotten it: sent again under the same identifier it would be counted twice.
     bench.world.meters.forget_identifiers();
-    bench.world.clock.advance_ms(21 * 3_600_000);
+    bench.world.clock.advance_ms(hours * 3_600_000);
     bench
 }
 
 #[tokio::test]
 async fn a_report_that_never_arrived_is_reported_anew_after_21_hours() {
-    let bench = undecided(Fault::LoseRequest).await;
-    let run = bench.run().await;
-    assert_eq!((run.delivered, run.overdue), (3, 0), "{run:?}");
-    assert_eq!(bench.metered(), THREE_CALLS);
-    let identifiers: std::collections::BTreeSet<_> =
-        bench.world.meters.attempts().into_iter().map(|report| report.identifier).collect();
-    assert_eq!(identifiers.len(), 6, "under new identifiers");
+    for hours in [21, 25, 15 * 24] {
+        let bench = undecided_after(Fault::LoseRequest, hours).await;
+        let run = bench.run().await;
+        assert_eq!((run.delivered, run.overdue), (3, 0), "{hours} hours: {run:?}");
+        assert_eq!(bench.metered(), THREE_CALLS, "{hours} hours");
+        let identifiers: std::collections::BTreeSet<_> =
+            bench.world.meters.attempts().into_iter().map(|report| report.identifier).collect();
+        assert_eq!(identifiers.len(), 6, "under new identifiers");
+    }
 }
 
 #[tokio::test]
 async fn a_report_that_did_arrive_is_confirmed_by_its_minute_after_21_hours() {
-    let bench = undecided(Fault::LoseReply).await;
-    let run = bench.run().await;
-    assert_eq!((run.delivered, run.overdue, bench.world.meters.attempts().len()), (3, 0, 3), "{run:?}");
-    assert_eq!(bench.metered(), THREE_CALLS);
-    assert_eq!(bench.book().await["meters"]["requests"]["reported"], 3);
+    for hours in [21, 25, 15 * 24] {
+        let bench = undecided_after(Fault::LoseReply, hours).await;
+        let run = bench.run().await;
+        assert_eq!((run.delivered, run.overdue, bench.world.meters.attempts().len()), (3, 0, 3), "{hours} hours: {run:?}");
+        assert_eq!(bench.metered(), THREE_CALLS, "{hours} hours");
+        assert_eq!(bench.book().await["meters"]["requests"]["reported"], 3);
+    }
 }
 
 #[tokio::test]
@@ -692,6 +699,129 @@ async fn while_another_reporter_holds_the_lease_nothing_is_done() {
     store.give_lease_back("third").await.unwrap();
     assert_eq!(bench.run().await.delivered, 3);
     assert_eq!(bench.run().await.tallies, 1, "a run gives it back");
+}
+
+#[tokio::test]
+async fn after_a_reporter_was_killed_the_next_goes_on_once_its_lease_of_30_seconds_is_over() {
+    // Before Stripe has anything, and when it has the first report or two, of which no book says so.
+    for nth in 1..=3 {
+        let bench = bench().await;
+        let stripe = &bench.world.meters.faults;
+        stripe.meanwhile("send", nth, std::future::pending());
+        let invocation = invocation(&bench.world, "killed");
+        let killed = bench.reporter.run(bench.world.clock.now(), None, &invocation);
+        let sending = async {
+            while stripe.calls("send") < nth {
+                tokio::task::yield_now().await;
+            }
+        };
+        // The process is gone: it neither confirms nor gives back.
+        drop(futures_util::future::select(Box::pin(killed), Box::pin(sending)).await);
+        assert_eq!(bench.world.meters.taken().len(), nth - 1);
+        bench.world.clock.advance_ms(29_999);
+        assert!(bench.run().await.leased, "killed at call {nth}");
+        bench.world.clock.advance_ms(1);
+        assert_eq!((bench.run().await.delivered, bench.metered()), (3, THREE_CALLS), "killed at call {nth}");
+        assert_eq!(bench.world.meters.taken().len(), 3, "killed at call {nth}: one identifier per meter");
+    }
+}
+
+#[tokio::test]
+async fn a_run_longer_than_its_lease_keeps_it() {
+    // Whatever becomes of a single renewal, the next is early enough.
+    for fault in [None, Some(Fault::LoseRequest), Some(Fault::LoseReply)] {
+        let bench = bench().await;
+        if let Some(fault) = fault {
+            bench.reporter.books.faults.at("renew_lease", 2, fault);
+        }
+        for nth in 1..=3 {
+            let (clock, faults) = (bench.world.clock.clone(), bench.reporter.books.faults.clone());
+            let other = function(&bench.world, "other");
+            // Each of Stripe's answers takes 34 seconds.
+            bench.world.meters.faults.meanwhile("send", nth, async move {
+                for _ in 0..2 {
+                    let renewals = faults.calls("renew_lease");
+                    clock.advance_ms(15_000);
+                    faults.until_over("renew_lease", renewals + 1).await;
+                    clock.advance_ms(2_000);
+                    let invocation = Invocation { id: "other".to_owned(), stop_at_ms: i64::MAX };
+                    assert!(other.run(clock.now(), None, &invocation).await.unwrap().leased, "call {nth}, {fault:?}");
+                }
+            });
+        }
+        let run = bench.run().await;
+        assert_eq!((run.delivered, run.leased, &run.errors), (3, false, &vec![]), "{fault:?}");
+        assert_eq!(bench.world.meters.attempts().len(), 3, "{fault:?}");
+        let renewals = bench.reporter.books.faults.calls("renew_lease");
+        assert_eq!(renewals, if fault.is_some() { 7 } else { 6 }, "one for each half of a lease, and one more: {fault:?}");
+        assert!(!lease(&bench.world).await.as_object().unwrap().contains_key("until_ms"), "it is given back");
+    }
+}
+
+/// The item that is the lease.
+async fn lease(world: &World) -> serde_json::Value {
+    let items = world.items("control").await;
+    items.into_iter().find(|item| item["name"] == "reporter-lease").expect("there is a lease")
+}
+
+#[tokio::test]
+async fn a_run_that_loses_its_lease_calls_stripe_and_writes_no_more() {
+    let bench = bench().await;
+    let (clock, store) = (bench.world.clock.clone(), bench.world.store());
+    bench.world.meters.faults.meanwhile("send", 2, async move {
+        // It stood still for so long that its lease ended and another reporter took it.
+        let later_ms = clock.now_ms() + 30_000;
+        assert!(store.take_lease("other", later_ms, later_ms + 30_000).await.unwrap());
+        clock.advance_ms(30_000);
+        std::future::pending().await
+    });
+    let run = bench.run().await;
+    assert_eq!((run.leased, run.delivered), (true, 1), "{run:?}");
+    assert_eq!(bench.world.meters.attempts().len(), 2, "the third meter's report is not sent");
+    assert_eq!(bench.reporter.books.faults.calls("save"), 1, "what was sent is not confirmed: only the intent was saved");
+    assert_eq!(bench.reporter.books.faults.calls("remember"), 0);
+    assert_eq!(lease(&bench.world).await["owner"], "other", "and it gives back nothing");
+    bench.world.clock.advance_ms(30_000);
+    assert_eq!((bench.run().await.delivered, bench.metered()), (3, THREE_CALLS));
+    assert_eq!(bench.world.meters.taken().len(), 3, "under the identifiers that were fixed");
+}
+
+#[tokio::test]
+async fn a_run_that_cannot_renew_its_lease_ends_when_the_lease_does() {
+    let bench = bench().await;
+    bench.reporter.books.faults.always("renew_lease", Fault::LoseRequest);
+    let (clock, faults) = (bench.world.clock.clone(), bench.reporter.books.faults.clone());
+    bench.world.meters.faults.meanwhile("send", 2, async move {
+        clock.advance_ms(15_000);
+        for renewals in 1.. {
+            faults.until_over("renew_lease", renewals).await;
+            clock.advance_ms(2_000);
+        }
+    });
+    let begun_ms = bench.world.clock.now_ms();
+    let error = bench.reporter.run(bench.world.clock.now(), None, &invocation(&bench.world, "inv")).await.unwrap_err();
+    assert_eq!(error.to_string(), "renew_lease: the request was lost");
+    let lasted_ms = bench.world.clock.now_ms() - begun_ms;
+    assert!((30_000..=32_000).contains(&lasted_ms), "{lasted_ms} ms");
+    assert_eq!(bench.reporter.books.faults.calls("save"), 1);
+    bench.reporter.books.faults.clear();
+    let next = bench.reporter.run(bench.world.clock.now(), None, &invocation(&bench.world, "next")).await.unwrap();
+    assert_eq!((next.delivered, bench.metered()), (3, THREE_CALLS));
+}
+
+#[tokio::test]
+async fn a_renewal_that_arrives_after_the_lease_was_given_back_or_taken_holds_nobody_up() {
+    let bench = bench().await;
+    let (store, now_ms) = (bench.world.store(), bench.world.clock.now_ms());
+    assert!(store.take_lease("late", now_ms, now_ms + 30_000).await.unwrap());
+    assert!(store.renew_lease("late", now_ms + 45_000).await.unwrap());
+    assert!(store.renew_lease("late", now_ms + 60_000).await.unwrap(), "its own lost reply is no loss");
+    assert!(!store.renew_lease("other", now_ms + 60_000).await.unwrap());
+    bench.world.clock.advance_ms(59_999);
+    assert!(bench.run().await.leased);
+    store.give_lease_back("late").await.unwrap();
+    assert!(!store.renew_lease("late", now_ms + 90_000).await.unwrap());
+    assert_eq!(bench.run().await.delivered, 3);
 }
 
 #[tokio::test]

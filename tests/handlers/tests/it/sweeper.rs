@@ -12,14 +12,14 @@ use tokentill::{
 
 use crate::samples::{SCHEDULED, at, commit, overdue, subscriber, user};
 
-type Function = Sweeper<Faulty<Store>, TestClock>;
+pub(crate) type Function = Sweeper<Faulty<Store>, TestClock>;
 
 struct Bench {
     world: World,
     sweeper: Function,
 }
 
-fn function(world: &World) -> Function {
+pub(crate) fn function(world: &World) -> Function {
     Sweeper { accounts: world.store_of("sweeper"), clock: world.clock.clone(), prices: PriceList::shipped().unwrap() }
 }
 

@@ -6,16 +6,16 @@
 mod calls;
 mod table;
 
-use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use jiff::{Timestamp, ToSpan};
 use serde_json::Value;
 
+use self::calls::Part;
 pub use self::table::{Row, Table};
 use crate::progress::{poll, step};
-use crate::stack::Stack;
+use crate::stack::{KilledWhen, Stack};
 use crate::stripe::{data, id_of, text_of};
 
 /// Whose month it is.
@@ -49,7 +49,8 @@ struct Demo<'a> {
     clock: String,
     customer: String,
     subscription: String,
-    billable: BTreeMap<&'static str, u64>,
+    /// How often the reporter's process was killed.
+    killed: u32,
 }
 
 impl<'a> Demo<'a> {
@@ -65,7 +66,7 @@ impl<'a> Demo<'a> {
             clock: String::new(),
             customer: String::new(),
             subscription: String::new(),
-            billable: BTreeMap::new(),
+            killed: 0,
         })
     }
 
@@ -74,6 +75,7 @@ impl<'a> Demo<'a> {
         step("demo: ada's checkout completes", self.checkout()).await?;
         step("demo: a thousand calls", self.thousand_calls()).await?;
         step("demo: ada's payment fails at the renewal", self.failed_payment()).await?;
+        step("demo: calls of the month that is over", self.late_calls()).await?;
         step("demo: the invoice is paid", self.late_payment()).await
     }
 
@@ -116,12 +118,15 @@ impl<'a> Demo<'a> {
         // To the end of the first hour, so that its calls have happened for ada too.
         self.advance(self.start.checked_add(1.hour())?).await?;
         self.wait_until_ada_lives_in(self.start.checked_add(1.hour())?).await?;
-        let calls = calls::a_thousand(USER, self.start.checked_add(1.minute())?, 3_000);
-        ensure!(calls.reported() == 1_000, "the thousand calls are {}", calls.reported());
-        self.stack.aws().send_messages(&self.stack.json().usage_queue_url, &calls.bodies).await?;
-        self.billable = calls.billable;
+        let [first, late] = calls::a_thousand(USER, self.start.checked_add(1.minute())?, 3_000);
+        ensure!(first.events + late.events == 1_000, "the thousand calls are {}", first.events + late.events);
+        self.send_and_kill_the_reporter(&first, KilledWhen::NotYetTaken).await?;
+        let requests = first.billable.get("requests").copied().unwrap_or(0);
+        let question = async |demo: &Self| demo.counted_and_reported("requests").await;
+        self.look("requests, before the late ones came", &format!("{requests} / {requests}"), COUNTED, question).await?;
+        self.send_and_kill_the_reporter(&late, KilledWhen::Taken).await?;
 
-        for (meter, billable) in self.billable.clone() {
+        for (meter, billable) in &late.billable {
             let expected = format!("{billable} / {billable}");
             let question = async |demo: &Self| demo.counted_and_reported(meter).await;
             self.look(&format!("{meter}: counted / reported"), &expected, COUNTED, question).await?;
@@ -129,12 +134,28 @@ impl<'a> Demo<'a> {
         // Whatever is reported twice is reported by now.
         self.stack.report().await?;
         self.stack.report().await?;
-        for (meter, billable) in self.billable.clone() {
-            let expected = billable.to_string();
-            let question = async |demo: &Self| demo.on_stripes_meter(meter).await;
-            self.look(&format!("{meter}: on Stripe's meter"), &expected, SOON, question).await?;
+        for (meter, billable) in &late.billable {
+            // What is counted in the first hour may carry a minute of the second.
+            let (from, to) = (self.start, self.start.checked_add(2.hours())?);
+            let question = async |demo: &Self| demo.on_stripes_meter(meter, from, to).await;
+            self.look(&format!("{meter}: on Stripe's meter"), &billable.to_string(), SOON, question).await?;
         }
+        self.look("reporter killed while it was sending", "2", Duration::ZERO, async |demo| Ok(demo.killed.to_string())).await?;
+        self.look("sent again, and known to Stripe already", "1", Duration::ZERO, Self::sent_again).await?;
         self.look("quarantined; dead letters", "0; 0", SOON, Self::left_over).await
+    }
+
+    /// Sends calls, and kills the reporter as it sends the first report of them.
+    async fn send_and_kill_the_reporter(&mut self, part: &Part, when: KilledWhen) -> Result<()> {
+        let alone = self.stack.pause_reporting().await;
+        let sent = self.stack.aws().send_messages(&self.stack.json().usage_queue_url, &part.bodies);
+        let (sent, killed) = tokio::join!(sent, self.stack.kill_reporter(&alone, when));
+        match killed {
+            Ok(()) => self.killed += 1,
+            // A row shows it.
+            Err(error) => eprintln!("local: demo: the reporter was not killed: {error:#}"),
+        }
+        sent
     }
 
     async fn failed_payment(&mut self) -> Result<()> {
@@ -147,6 +168,23 @@ impl<'a> Demo<'a> {
         let deadline = failed_at.checked_add((7 * 24).hours())?.to_string();
         self.look("access until, 7 days after the failure", &deadline, SOON, Self::access_until).await?;
         self.look("notices to ada", "grace.started", SOON, Self::notices).await
+    }
+
+    /// Ada's last month is invoiced for good, so what still comes of it is billed with the present one.
+    async fn late_calls(&mut self) -> Result<()> {
+        let renewal = self.period_start().await?;
+        let part = calls::a_few(USER, renewal.checked_sub(10.minutes())?, 5);
+        self.stack.aws().send_messages(&self.stack.json().usage_queue_url, &part.bodies).await?;
+        // The days of both moments, which may be one.
+        let (from, to) = (renewal.checked_sub(10.minutes())?, renewal.checked_add(3.hours())?);
+        for (meter, billable) in &part.billable {
+            let expected = format!("{billable} / {billable} / {billable}");
+            let question = async |demo: &Self| demo.usage(meter, from, to, &["counted", "carried", "reported"]).await;
+            self.look(&format!("late {meter}: counted / carried / reported"), &expected, COUNTED, question).await?;
+            let question = async |demo: &Self| demo.on_stripes_meter(meter, renewal, to).await;
+            self.look(&format!("late {meter}: on the next month's meter"), &billable.to_string(), SOON, question).await?;
+        }
+        Ok(())
     }
 
     async fn late_payment(&mut self) -> Result<()> {
@@ -204,26 +242,41 @@ impl<'a> Demo<'a> {
         Ok(text_of(&access, "access_until").unwrap_or("nothing").to_owned())
     }
 
-    /// `850 / 850`
+    /// `850 / 850`, of the first hour.
     async fn counted_and_reported(&self, meter: &str) -> Result<String> {
-        let (from, to) = (self.start.to_string(), self.start.checked_add(1.hour())?.to_string());
+        self.usage(meter, self.start, self.start.checked_add(1.hour())?, &["counted", "reported"]).await
+    }
+
+    /// Totals of a meter, over whole days.
+    async fn usage(&self, meter: &str, from: Timestamp, to: Timestamp, totals: &[&str]) -> Result<String> {
+        let (from, to) = (from.to_string(), to.to_string());
         let usage = self.ask("/v1/usage", &[("user_id", USER), ("from", &from), ("to", &to), ("by", "day")]).await?;
-        let total = |what: &str| usage.pointer(&format!("/totals/{meter}/{what}")).and_then(Value::as_u64).unwrap_or(0);
-        Ok(format!("{} / {}", total("counted"), total("reported")))
+        let total = |what: &&str| usage.pointer(&format!("/totals/{meter}/{what}")).and_then(Value::as_u64).unwrap_or(0);
+        let shown: Vec<String> = totals.iter().map(|what| total(what).to_string()).collect();
+        Ok(shown.join(" / "))
     }
 
     /// What Stripe's summaries of a meter add up to.
-    async fn on_stripes_meter(&self, meter: &str) -> Result<String> {
+    async fn on_stripes_meter(&self, meter: &str, from: Timestamp, to: Timestamp) -> Result<String> {
         let stripe = self.stack.stripe();
         let meters = stripe.get("/v1/billing/meters", &[("limit", "100")]).await?;
         let found = data(&meters).find(|one| text_of(one, "event_name") == Some(meter));
         let id = id_of(found.with_context(|| format!("Stripe has no meter {meter}"))?)?;
-        // What is counted in the first hour may carry a minute of the second.
-        let (from, to) = (self.start.as_second().to_string(), self.start.checked_add(2.hours())?.as_second().to_string());
+        let (from, to) = (from.as_second().to_string(), to.as_second().to_string());
         let query = [("customer", self.customer.as_str()), ("start_time", &from), ("end_time", &to)];
         let summaries = stripe.get(&format!("/v1/billing/meters/{id}/event_summaries"), &query).await?;
         let values = data(&summaries).filter_map(|summary| summary.get("aggregated_value")?.as_f64());
         Ok(values.fold(0.0, |sum, value| sum + value).to_string())
+    }
+
+    /// How many reports Stripe refused because it had them.
+    async fn sent_again(&self) -> Result<String> {
+        let requests = self.stack.stripe().get("/_sandbox/requests", &[]).await?;
+        let is_refused = |request: &&Value| {
+            text_of(request, "path") == Some("/v1/billing/meter_events")
+                && request.get("status").and_then(Value::as_i64) == Some(400)
+        };
+        Ok(data(&requests).filter(is_refused).count().to_string())
     }
 
     /// The kind of the newest notice to ada.
@@ -275,12 +328,21 @@ impl<'a> Demo<'a> {
         stripe.post(&path, &[("default_payment_method", &method)]).await.map(drop)
     }
 
+    /// The beginning of the subscription's present period.
+    async fn period_start(&self) -> Result<Timestamp> {
+        self.of_period("current_period_start").await
+    }
+
     /// The end of the subscription's present period.
     async fn period_end(&self) -> Result<Timestamp> {
+        self.of_period("current_period_end").await
+    }
+
+    async fn of_period(&self, field: &str) -> Result<Timestamp> {
         let subscription = self.stack.stripe().get(&format!("/v1/subscriptions/{}", self.subscription), &[]).await?;
         let items = subscription.get("items").context("a subscription without items")?;
-        let ends = data(items).filter_map(|item| item.get("current_period_end")?.as_i64());
-        Ok(Timestamp::from_second(ends.max().context("a subscription without a period")?)?)
+        let moments = data(items).filter_map(|item| item.get(field)?.as_i64());
+        Ok(Timestamp::from_second(moments.max().context("a subscription without a period")?)?)
     }
 }
 
