@@ -1,20 +1,18 @@
 """A service that sells its model: `uvicorn service:app`."""
 
 import os
-from collections.abc import MutableMapping
-from typing import Any
 
 from fastapi import FastAPI, HTTPException, Request
 from starlette.requests import HTTPConnection
 
-from tokentill import AlreadySubscribed, BillingMiddleware, Gate, UsageTracker, current_usage
+from tokentill import AlreadySubscribed, BillingMiddleware, Gate, Scope, UsageTracker, current_usage
 
 API_KEYS = {"key-of-ada": "ada", "key-of-bob": "bob"}  # Yours: a table of your users, or the session's user.
 gate = Gate(os.environ["TOKENTILL_API_URL"], os.environ["TOKENTILL_TOKEN"], on_unreachable="open")
 tracker = UsageTracker(os.environ["USAGE_QUEUE_URL"])
 
 
-def user_of(scope: MutableMapping[str, Any]) -> str | None:
+def user_of(scope: Scope) -> str | None:
     return API_KEYS.get(HTTPConnection(scope).headers.get("authorization", "").removeprefix("Bearer "))
 
 

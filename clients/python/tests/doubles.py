@@ -105,6 +105,7 @@ class FakeGate:
         # On the server's own loop, which has nothing else to do.
         self.waits.wait(5)
         headers = dict(scope["headers"])
+        more: dict[str, str]
         if headers[b"authorization"] != f"Bearer {self.token}".encode():
             status, more, body = 401, {}, {"title": "Unauthorised", "status": 401, "detail": "send a token"}
         else:

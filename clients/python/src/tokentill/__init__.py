@@ -1,7 +1,7 @@
 """Gate and meter an AI service with Tokentill."""
 
 from .gate import Access, AlreadySubscribed, Gate, GateCounts, Problem, Quota, RateLimit, TokentillError, Unreachable
-from .middleware import BillingMiddleware
+from .middleware import BillingMiddleware, Scope
 from .tracker import Counts, UsageTracker
 from .usage import Usage, current_usage, new_request_id, provide_usage
 
@@ -15,6 +15,7 @@ __all__ = [
     "Problem",
     "Quota",
     "RateLimit",
+    "Scope",
     "TokentillError",
     "Unreachable",
     "Usage",

@@ -66,13 +66,14 @@ class Usage:
 
     def end(self, *, success: bool, outcome: str | None = None) -> None:
         """Reports the request, once. The middleware calls it."""
-        if not self._ended:
-            self._report(
-                success=success and not self._failed,
-                outcome=outcome,
-                attempt=self._attempt if self._attempt > 1 else None,
-            )
-            self._ended = True
+        if self._ended:
+            return
+        success = success and not self._failed
+        tried_before = self._attempt > 1
+        # A request whose last attempt failed has said so already.
+        if success or self.has_quantities or not tried_before:
+            self._report(success=success, outcome=outcome, attempt=self._attempt if tried_before else None)
+        self._ended = True
 
     def _set(self, **fields: object) -> None:
         if self._ended or self._record is None:
