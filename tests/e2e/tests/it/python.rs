@@ -35,10 +35,9 @@ async fn python() -> PathBuf {
         make.args(["-m", "venv"]).arg(&folder);
         run(make).await.unwrap();
     }
-    for what in [
-        ["--require-hashes", "--requirement", "requirements-dev.txt"],
-        ["--no-build-isolation", "--force-reinstall", "."],
-    ] {
+    for what in
+        [["--require-hashes", "--requirement", "requirements-dev.txt"], ["--no-build-isolation", "--force-reinstall", "."]]
+    {
         let mut install = Command::new(&python);
         install.args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps"]).args(what);
         install.current_dir(client());
