@@ -325,7 +325,7 @@ tracker(queue, gather_secs=60).record_usage("ada", "/x", 1, 1, True)
     subprocess.run(
         [sys.executable, "-c", script, told],
         check=True,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent)},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])},
         timeout=30,
     )
     assert told.read_text() == "1"

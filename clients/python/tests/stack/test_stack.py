@@ -60,13 +60,9 @@ class Stack:
 
     def rows(self, user_id: str, count: int) -> list[Any]:
         """The ledger's rows of a user, oldest first, once there are so many."""
-        hour = 3_600
-        moment = time.time()
-        span = {name: time.strftime("%Y-%m-%dT%H:00:00Z", time.gmtime(at)) for name, at in
-                (("from", moment - hour), ("to", moment + 2 * hour))}  # fmt: skip
         until = time.monotonic() + WAIT_SECS
         while True:
-            rows: list[Any] = self.ask("/v1/usage/events", user_id=user_id, **span)["events"]
+            rows: list[Any] = self.ask("/v1/usage/events", user_id=user_id)["events"]
             if len(rows) >= count:
                 assert len(rows) == count
                 return rows[::-1]
