@@ -35,5 +35,5 @@ async def upgrade(request: Request) -> dict[str, str]:
         raise HTTPException(401)
     try:
         return {"url": await gate.checkout(user_id, "pro", "https://example.com/thanks", "https://example.com/prices")}
-    except AlreadySubscribed:
-        return {"url": await gate.portal(user_id, "https://example.com/prices")}
+    except AlreadySubscribed as already:
+        return {"url": already.url or await gate.portal(user_id, "https://example.com/prices")}

@@ -259,10 +259,16 @@ async def test_checkout_and_portal_tell_a_url(fake: FakeGate, url: str) -> None:
 
 
 async def test_what_cannot_be_sold_is_a_typed_error() -> None:
-    problem = {"title": "Conflict", "status": 409, "detail": "ada has a subscription", "portal_url": "https://billing/p"}
-    with pytest.raises(AlreadySubscribed, match="ada has a subscription") as conflict:
-        await Gate("http://gate", "t", transport=answering(409, problem)).checkout("ada", "pro", "https://a", "https://a")
-    assert conflict.value.portal_url == "https://billing/p"
+    problem: dict[str, Any] = {"title": "There is a subscription", "status": 409, "detail": "ada has a subscription"}
+    for urls, url in (
+        ({}, None),
+        ({"portal_url": "https://billing/p"}, "https://billing/p"),
+        ({"portal_url": "https://billing/p", "payment_url": "https://invoice/i"}, "https://invoice/i"),
+    ):
+        problem |= urls
+        with pytest.raises(AlreadySubscribed, match="ada has a subscription") as conflict:
+            await Gate("http://gate", "t", transport=answering(409, problem)).checkout("ada", "pro", "https://a", "https://a")
+        assert conflict.value.url == url
     with pytest.raises(Problem, match="no plan") as unknown:
         await Gate("http://gate", "t", transport=answering(400, {"title": "Bad request", "detail": "no plan"})).portal("ada", "x")
     assert (unknown.value.status, unknown.value.title) == (400, "Bad request")

@@ -121,6 +121,15 @@ def test_what_is_accepted_is_valid_and_what_is_not_is_counted(caplog: pytest.Log
     assert ("units", {"a": -1}) in refused
     assert not [field for field, value in refused if field == "extra" or (field == "model" and isinstance(value, str))]
 
+    # Of the extras, only what every reader takes goes along.
+    kept = []
+    for at, extra in enumerate(odd["extra"]):
+        event = json.loads(encode(**{**good, "extra": extra}))
+        assert event["request_id"] == "r"
+        if event.keys() > good.keys() | {"timestamp"}:
+            kept.append(at)
+    assert [odd["extra"][at] for at in kept] == [{"a": "b"}, {"events": []}]
+
     reports = tracker(Queue())
     for field, value in refused:
         if field != "request_id" or value is not None:

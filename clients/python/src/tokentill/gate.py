@@ -42,13 +42,13 @@ class Problem(TokentillError):
 
 
 class AlreadySubscribed(Problem):
-    """The user has a live subscription; it is changed in Stripe's portal, not sold a second time."""
+    """The user has a live subscription, which is paid or changed, not sold a second time."""
 
     @property
-    def portal_url(self) -> str | None:
-        """Where the user changes it."""
-        url = self.members.get("portal_url")
-        return url if isinstance(url, str) else None
+    def url(self) -> str | None:
+        """Where the user goes: the page of a first payment that is still due, else Stripe's portal, where one is told."""
+        urls = (self.members.get(name) for name in ("payment_url", "portal_url"))
+        return next((url for url in urls if isinstance(url, str)), None)
 
 
 @dataclass(frozen=True)
