@@ -283,7 +283,7 @@ def test_a_wrong_configuration_fails_at_the_start() -> None:
         ("gate", "t", "open"),
         ("http://gate", "", "open"),
         ("http://gate", " ", "open"),
-        ("http://gate", "t\r\nx: y", "open"),
+        ("http://gate", "t\r\nx:y", "open"),
         ("http://gate", "t", "perhaps"),
     ):
         with pytest.raises(ValueError):

@@ -120,7 +120,7 @@ class Gate:
     answer within `timeout_secs`, a wrong token, a server error), everything is allowed (`on_unreachable="open"`) or nothing
     is (`"closed"`), and an error is logged. After `breaker_failures` such failures in a row it is not asked for
     `breaker_secs`, then tried with one request. `access` and refusals are kept for `cache_secs` at most. `transport` makes
-    the httpx transport, for a proxy or a test.
+    the httpx transport, for a proxy or a test. A gate serves one event loop at a time.
     """
 
     def __init__(
