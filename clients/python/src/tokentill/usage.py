@@ -66,8 +66,6 @@ class Usage:
 
     def end(self, *, success: bool, outcome: str | None = None) -> None:
         """Reports the request, once. The middleware calls it."""
-        if self._ended:
-            return
         success = success and not self._failed
         tried_before = self._attempt > 1
         # A request whose last attempt failed has said so already.
