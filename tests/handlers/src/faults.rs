@@ -39,13 +39,10 @@ pub struct Faults(Rc<RefCell<Plan>>);
 #[derive(Default)]
 struct Plan {
     calls: BTreeMap<&'static str, usize>,
-<<<<<<< HEAD
     under_way: usize,
     waves: usize,
-=======
     /// Those of them that are over.
     over: BTreeMap<&'static str, usize>,
->>>>>>> rest3
     faults: BTreeMap<(&'static str, usize), Fault>,
     always: BTreeMap<&'static str, Fault>,
     meanwhile: BTreeMap<(&'static str, usize), LocalBoxFuture<'static, ()>>,
@@ -90,19 +87,18 @@ impl Faults {
         self.0.borrow().calls.get(call).copied().unwrap_or(0)
     }
 
-<<<<<<< HEAD
     /// How often a call began while none was under way: so many times somebody waited for calls side by side, one wave after
     /// the other.
     #[must_use]
     pub fn waves(&self) -> usize {
         self.0.borrow().waves
-=======
+    }
+
     /// Waits until so many calls of a method are over, whether or not they took effect.
     pub async fn until_over(&self, call: &str, calls: usize) {
         while self.0.borrow().over.get(call).copied().unwrap_or(0) < calls {
             tokio::task::yield_now().await;
         }
->>>>>>> rest3
     }
 
     /// Makes a call with whatever is planned for it. `lost` makes the error of a lost request or reply.

@@ -18,11 +18,6 @@ pub use deployment::{FUNCTIONS, STACK};
 pub use ministack::REGION;
 pub use place::{checkout, local_folder};
 pub use progress::{poll, step};
-<<<<<<< HEAD
 pub use stack::{KilledWhen, Options, OtherStripe, ReportingPaused, Stack, StackJson};
-pub use stripe::{API_VERSION, EVENTS, Fields, Stripe, data, id_of, text_of};
-=======
-pub use stack::{Options, OtherStripe, Stack, StackJson};
 pub use stripe::{Fields, Stripe, data, id_of, text_of};
->>>>>>> setup
 pub use tools::{Tools, python};
