@@ -225,6 +225,7 @@ async def test_a_wrong_question_is_said_and_does_not_stop_the_next(caplog: pytes
     gate = Gate("http://gate", "tt_right", transport=answering(400, problem))
     for _ in range(5):
         assert (await gate.check("ada", {"images": 1})).unreachable
+    for _ in range(5):
         assert (await gate.check("\ud800")).unreachable
     assert gate.counts().asked == 10
     assert "no meter counts images" in caplog.text

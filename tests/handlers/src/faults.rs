@@ -1,6 +1,6 @@
 //! Faults on demand: the n-th call of a port loses its request or its reply, crashes, or something happens meanwhile.
 
-use std::{cell::RefCell, collections::BTreeMap, future::Future, rc::Rc};
+use std::{cell::RefCell, collections::BTreeMap, future::Future, rc::Rc, time::Duration};
 
 use futures_util::{FutureExt, future::LocalBoxFuture};
 use tokentill::{
@@ -95,10 +95,16 @@ impl Faults {
     }
 
     /// Waits until so many calls of a method are over, whether or not they took effect.
+    ///
+    /// # Panics
+    /// If they never come; a test that waits in vain is to fail rather than to hang.
     pub async fn until_over(&self, call: &str, calls: usize) {
-        while self.0.borrow().over.get(call).copied().unwrap_or(0) < calls {
-            tokio::task::yield_now().await;
-        }
+        let over = async {
+            while self.0.borrow().over.get(call).copied().unwrap_or(0) < calls {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(20), over).await.expect("so many calls");
     }
 
     /// Makes a call with whatever is planned for it. `lost` makes the error of a lost request or reply.

@@ -767,13 +767,14 @@ async fn lease(world: &World) -> serde_json::Value {
 #[tokio::test]
 async fn a_run_that_loses_its_lease_calls_stripe_and_writes_no_more() {
     let bench = bench().await;
-    let (clock, store) = (bench.world.clock.clone(), bench.world.store());
+    let (clock, store, faults) = (bench.world.clock.clone(), bench.world.store(), bench.reporter.books.faults.clone());
     bench.world.meters.faults.meanwhile("send", 2, async move {
         // It stood still for so long that its lease ended and another reporter took it.
         let later_ms = clock.now_ms() + 30_000;
         assert!(store.take_lease("other", later_ms, later_ms + 30_000).await.unwrap());
         clock.advance_ms(30_000);
-        std::future::pending().await
+        faults.until_over("renew_lease", 1).await;
+        tokio::task::yield_now().await;
     });
     let run = bench.run().await;
     assert_eq!((run.leased, run.delivered), (true, 1), "{run:?}");
