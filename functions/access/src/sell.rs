@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{Mutex, PoisonError},
+    sync::{Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -30,6 +30,11 @@ const MAX_LOOKS: usize = 6;
 /// How long the ids of a plan's prices are believed, in milliseconds.
 const PRICES_TTL_MS: i64 = 5 * 60 * 1_000;
 
+/// The ids of a plan's prices by their lookup keys.
+type PriceIds = BTreeMap<String, PriceId>;
+/// The prices of plans, and when they were read, in milliseconds since 1970.
+type KnownPrices = BTreeMap<PlanId, (i64, PriceIds)>;
+
 /// What sells: Stripe, and the queue by which a new customer is joined to its user.
 #[derive(Debug)]
 pub struct Seller<P, Q> {
@@ -38,8 +43,7 @@ pub struct Seller<P, Q> {
     mode: StripeMode,
     /// A sale that takes longer is given up.
     deadline: Duration,
-    /// The ids of plans' prices, and when they were read.
-    known: Mutex<BTreeMap<PlanId, (i64, BTreeMap<String, PriceId>)>>,
+    known: Mutex<KnownPrices>,
 }
 
 impl<P, Q> Seller<P, Q> {
@@ -168,7 +172,7 @@ where
         Err(busy("other checkouts of the customer came in between each time"))
     }
 
-    fn offer(&self, sale: &Sale<'_>, price_ids: &BTreeMap<String, PriceId>) -> Result<Offer, Problem> {
+    fn offer(&self, sale: &Sale<'_>, price_ids: &PriceIds) -> Result<Offer, Problem> {
         let (success_url, cancel_url) = (sale.success_url.clone(), sale.cancel_url.clone());
         Offer::new(sale.user_id.clone(), sale.plan, price_ids, success_url, cancel_url)
             .map_err(|missing| Problem::of(503, "Prices are missing", missing.to_string()).logged(missing.to_string()))
@@ -212,7 +216,7 @@ where
     }
 
     /// The ids of a plan's prices, read afresh after a while. What was not found is never kept.
-    async fn price_ids(&self, plan: &Plan) -> Result<BTreeMap<String, PriceId>, StripeError> {
+    async fn price_ids(&self, plan: &Plan) -> Result<PriceIds, StripeError> {
         let now_ms = self.clock.now_ms();
         let known = self.known_prices().get(&plan.id).cloned();
         if let Some((read_at_ms, ids)) = known
@@ -232,7 +236,7 @@ where
         self.known_prices().clear();
     }
 
-    fn known_prices(&self) -> std::sync::MutexGuard<'_, BTreeMap<PlanId, (i64, BTreeMap<String, PriceId>)>> {
+    fn known_prices(&self) -> MutexGuard<'_, KnownPrices> {
         self.seller.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

@@ -324,7 +324,7 @@ pub fn next_step(offer: &str, buyer: &Buyer, now: EpochSecs) -> Step {
         session.page.clone().filter(|_| is_same)
     };
     // Of several the oldest: it may have been answered already.
-    let kept = open().filter_map(|(id, session)| Some((id, page_if_same(session)?))).last();
+    let kept = open().filter_map(|(id, session)| Some((id, page_if_same(session)?))).next_back();
     let is_kept = |id| kept.as_ref().is_some_and(|(kept, _)| *kept == id);
     let others: Vec<_> = open().map(|(id, _)| id).filter(|id| !is_kept(*id)).cloned().collect();
     match kept {
