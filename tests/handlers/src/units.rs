@@ -39,7 +39,7 @@ pub struct Units {
     /// Units spent so far.
     pub spent: BTreeMap<PartitionKey, u64>,
     /// Half read units spent so far.
-    half_reads: u64,
+    half_reads: u32,
 }
 
 /// One operation of a request: which item it makes, and what it costs where.
@@ -69,7 +69,7 @@ impl Units {
     /// All read units. Each answer is taken to be of at most 4 KB.
     #[must_use]
     pub fn reads_in_all(&self) -> f64 {
-        self.half_reads as f64 / 2.0
+        f64::from(self.half_reads) / 2.0
     }
 
     /// The bytes of a table's items, and of their copies in its index if that has all of them, as DynamoDB stores them: with 100
