@@ -12,6 +12,7 @@ use stripe_sandbox::Sandbox;
 use till::setup::{self, Setup};
 use tokentill::domain::price_list::PriceList;
 use tokentill::ports::Secret;
+use tokentill::stripe::FixedKey;
 use tokio::sync::{Mutex, OwnedMutexGuard};
 use tokio::task::JoinSet;
 
@@ -192,6 +193,16 @@ impl Stack {
         }
         stack.presence.announce(&stack.json)?;
         Ok(stack)
+    }
+
+    /// Whether `cargo till setup` would find nothing to do.
+    ///
+    /// # Errors
+    /// Stripe or SSM cannot be looked at.
+    pub async fn is_set_up(&self) -> Result<bool> {
+        let account = SetUp { aws: &self.aws, url: &self.json.stripe_api_url, key: &self.json.stripe_api_key };
+        let options = setup::Options { webhook_url: Some(self.json.webhook_url.clone()), ..setup::Options::default() };
+        Ok(account.setup(options)?.plan().await?.is_done())
     }
 
     /// What `stack.json` says.
@@ -402,10 +413,13 @@ struct SetUp<'a> {
 }
 
 impl SetUp<'_> {
-    async fn apply(&self, options: setup::Options) -> Result<()> {
+    fn setup(&self, options: setup::Options) -> Result<Setup<FixedKey, Aws>> {
         let (stripe, mode) = setup::client(Some(self.key), false, Some(self.url))?;
-        let setup = Setup { stripe, mode, parameters: self.aws.clone(), list: PriceList::shipped()?, options };
-        Ok(setup.apply(|_| ()).await?)
+        Ok(Setup { stripe, mode, parameters: self.aws.clone(), list: PriceList::shipped()?, options })
+    }
+
+    async fn apply(&self, options: setup::Options) -> Result<()> {
+        Ok(self.setup(options)?.apply(|_| ()).await?)
     }
 
     async fn add_secret(&self, secret: &str) -> Result<()> {
