@@ -170,6 +170,7 @@ async fn every_answer_of_every_route_is_as_the_document_says() {
         bench.api.tokens.faults.at("secret", 1, Fault::LoseRequest);
         document.ask(&bench, get(sample, query)).await;
     }
+    document.ask(&bench, check_request(r#"{"user_id":"carol","units":{"requests":61}}"#)).await;
     document.ask(&bench, check_request("{}")).await;
     document.ask(&bench, without_token(check_request("{}"))).await;
     document.ask(&bench, too_large(check_request("{}"))).await;
