@@ -522,6 +522,19 @@ async fn whoever_comes_second_sees_what_the_first_one_did() {
 }
 
 #[tokio::test]
+async fn whoever_comes_second_twice_in_a_row_looks_again_each_time() {
+    let bench = bench().await;
+    // Each of the others' sessions is opened by a call of its own, between ours.
+    for (nth, back_to) in [(1, "elsewhere"), (3, "nowhere")] {
+        let api = bench.api.clone();
+        bench.faults.meanwhile("open_session", nth, async move { assert_eq!(checkout(&api, "ada", back_to).await.0, 200) });
+    }
+    let link = bench.sold("ada").await;
+    let open = bench.open().await;
+    assert_eq!((open.len(), &open[0]["url"], bench.faults.calls("open_session")), (1, &json!(link), 5));
+}
+
+#[tokio::test]
 async fn whoever_comes_second_finds_that_the_first_one_paid() {
     for (call, nth) in [("buyer", 1), ("open_session", 1), ("buyer", 2)] {
         let bench = bench().await;
