@@ -19,6 +19,9 @@ use crate::{AccessApi, Answer, Problem, Reply, cache::Known, check::Check, query
 
 /// A denial is told from the cache for at most so long, in milliseconds: who has just paid is let in.
 const DENIAL_AGE_MS: i64 = 1_000;
+/// How often a grant is asked for at most: once more where usage that never asked had to be made up for, and once where some
+/// was counted meanwhile.
+const TAKE_ROUNDS: u32 = 3;
 /// The rate limit's name in the `RateLimit` fields.
 const POLICY: &str = "minute";
 
@@ -50,25 +53,37 @@ impl<S: Secrets, T: Accounts + Tallies + Reported + Audit + Gates, C: Clock, L> 
             gate = self.gate(&user_id, &known, now_ms);
             denial = gate.denial(Some(&asked), &known.granted, known.counted.as_ref());
         }
-        // A plan that the price list does not know limits nothing.
-        let take = gate.take(&asked, &known.granted).filter(|_| denial.is_none());
-        let Some(take) = take else { return reply(&gate, denial, &known) };
-        let counted = OptionFuture::from((is_cached && gate.has_quotas()).then(|| self.counted(&user_id, gate.days())));
-        let (taken, counted) = futures_util::join!(self.store.take(&take), counted);
-        if let Some(counted) = counted.transpose()? {
-            known.counted = Some(counted);
-        }
-        let reason = match taken? {
-            Taken::Granted(granted) => {
-                known.granted = granted;
-                // Usage that never asked, and was counted since the cache was filled, may have used the quota up: this is denied
-                // then, although it was taken. Nothing is given back, since a repeated return would grant too much.
-                gate.exceeded(Some(&asked), &Granted::default(), known.counted.as_ref())
+        let mut reads_counted = is_cached && gate.has_quotas();
+        let mut rounds = 0..TAKE_ROUNDS;
+        let reason = loop {
+            // A plan that the price list does not know limits nothing.
+            let take = gate.take(&asked, &known.granted, known.counted.as_ref()).filter(|_| denial.is_none());
+            let Some(take) = take else { return reply(&gate, denial, &known) };
+            if rounds.next().is_none() {
+                return Err(Problem::unavailable("a grant was refused although it fits".to_owned()));
             }
-            Taken::Refused(granted) => {
-                known.granted = granted;
-                let reason = gate.denial(Some(&asked), &known.granted, known.counted.as_ref());
-                Some(reason.ok_or_else(|| Problem::unavailable("a grant was refused although it fits".to_owned()))?)
+            let counted = OptionFuture::from(reads_counted.then(|| self.counted(&user_id, gate.days())));
+            let (taken, counted) = futures_util::join!(self.store.take(&take), counted);
+            reads_counted = false;
+            if let Some(counted) = counted.transpose()? {
+                known.counted = Some(counted);
+            }
+            match taken? {
+                Taken::Granted(granted) => {
+                    known.granted = granted;
+                    // Usage that never asked, and was counted since the cache was filled, may have used the quota up: this is
+                    // denied then, although it was taken. Nothing is given back, since a repeated return would grant too much.
+                    break gate.exceeded(Some(&asked), &Granted::default(), known.counted.as_ref());
+                }
+                // Mostly it is denied now. Or else others took first where usage that never asked had to be made up for: then it
+                // is made up for by now.
+                Taken::Refused(granted) => {
+                    known.granted = granted;
+                    denial = gate.denial(Some(&asked), &known.granted, known.counted.as_ref());
+                    if denial.is_some() {
+                        break denial;
+                    }
+                }
             }
         };
         let reply = reply(&gate, reason, &known);

@@ -115,6 +115,18 @@ impl Window {
     }
 }
 
+/// A segment's part in a [`Take`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SegmentTake<'a> {
+    /// The segment's key.
+    pub key: &'a str,
+    /// The most that may be granted in it.
+    pub limit: u64,
+    /// What was counted in it, where that is more than is known to be granted: there are calls that never asked. They have used
+    /// the quota as if they had been granted, so what is granted continues from there.
+    pub counted: Option<u64>,
+}
+
 /// One conditional update: grants the requests, or nothing.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Take<'a> {
@@ -126,8 +138,8 @@ pub struct Take<'a> {
     pub minute: i64,
     /// The most that may be granted in that minute.
     pub per_minute: u32,
-    /// The segment, and the most that may be granted in it; `None` where the plan has no quota on requests.
-    pub segment: Option<(&'a str, u64)>,
+    /// What the segment's quota on requests says; `None` where the plan has none.
+    pub segment: Option<SegmentTake<'a>>,
     /// Minutes that are over, to be forgotten in passing.
     pub stale_minutes: Vec<i64>,
     /// Segments that are over, likewise.
@@ -220,10 +232,18 @@ impl<'a> Gate<'a> {
 
     /// What is to be taken for a check; `None` where no plan limits anything.
     #[must_use]
-    pub fn take<'b>(&'b self, asked: &Asked, granted: &Granted) -> Option<Take<'b>> {
+    pub fn take<'b>(&'b self, asked: &Asked, granted: &Granted, counted: Option<&Counted>) -> Option<Take<'b>> {
         let plan = self.plan?;
         let of_requests = plan.quotas.iter().filter(|(meter, _)| self.is_of_requests(meter));
-        let limit = of_requests.map(|(_, limit)| *limit).min();
+        let segment = of_requests.min_by_key(|(_, limit)| **limit).map(|(meter, limit)| {
+            let counted = self.counted(meter, counted);
+            let in_segment = granted.segments.get(&self.window.key).copied().unwrap_or(0);
+            SegmentTake {
+                key: self.window.key.as_str(),
+                limit: *limit,
+                counted: Some(counted).filter(|counted| *counted > in_segment),
+            }
+        });
         // In the real time, in which an item expires.
         let ahead_secs = self.window.end.secs_since(self.local_now).max(0);
         Some(Take {
@@ -231,7 +251,7 @@ impl<'a> Gate<'a> {
             requests: asked.requests,
             minute: self.minute(),
             per_minute: plan.requests_per_minute,
-            segment: limit.map(|limit| (self.window.key.as_str(), limit)),
+            segment,
             stale_minutes: self.stale_minutes(granted),
             stale_segments: self.stale_segments(granted),
             expires_at: self.now.plus_secs(ahead_secs).plus_days(KEPT_DAYS),
@@ -283,10 +303,13 @@ impl<'a> Gate<'a> {
     /// The larger of granted and counted: a call that failed was granted and is never counted, one that never asked was counted
     /// and never granted.
     fn used(&self, meter: &MeterId, granted: &Granted, counted: Option<&Counted>) -> u64 {
-        let of_segment = counted.and_then(|counted| counted.segments.get(&self.window.key));
-        let counted = of_segment.and_then(|meters| meters.get(meter)).copied().unwrap_or(0);
         let granted = granted.segments.get(&self.window.key).filter(|_| self.is_of_requests(meter)).copied();
-        counted.max(granted.unwrap_or(0))
+        self.counted(meter, counted).max(granted.unwrap_or(0))
+    }
+
+    fn counted(&self, meter: &MeterId, counted: Option<&Counted>) -> u64 {
+        let of_segment = counted.and_then(|counted| counted.segments.get(&self.window.key));
+        of_segment.and_then(|meters| meters.get(meter)).copied().unwrap_or(0)
     }
 
     fn is_of_requests(&self, meter: &MeterId) -> bool {
@@ -454,7 +477,7 @@ mod tests {
         account.subscription.as_mut().unwrap().plan = Some(PlanId::new("gone").unwrap());
         let gate = Gate::new(&user, Some(&account), &prices, at(NOW));
         assert_eq!(
-            (gate.denial(Some(&asked(1, &[])), &Granted::default(), None), gate.take(&asked(1, &[]), &Granted::default())),
+            (gate.denial(Some(&asked(1, &[])), &Granted::default(), None), gate.take(&asked(1, &[]), &Granted::default(), None)),
             (None, None)
         );
     }
@@ -465,9 +488,9 @@ mod tests {
         let mut account = subscribed("2026-11-10T00:00:00Z");
         account.clock_offset_secs = 60 * DAY_SECS;
         let gate = Gate::new(&user, Some(&account), &prices, at(NOW));
-        let take = gate.take(&asked(3, &[]), &Granted::default()).unwrap();
+        let take = gate.take(&asked(3, &[]), &Granted::default(), None).unwrap();
         assert_eq!(EpochSecs::new(take.minute), at("2026-11-22T12:00:00Z"));
-        let (segment, limit) = take.segment.unwrap();
+        let SegmentTake { key: segment, limit, .. } = take.segment.unwrap();
         assert_eq!(segment_start(segment), Some(("billed", at("2027-01-10T00:00:00Z"))));
         // The segment ends on 10 February by its own clock, 60 days earlier by the real one.
         assert_eq!((limit, take.expires_at), (1_000, at("2026-12-12T00:00:00Z").plus_days(40)));
@@ -502,7 +525,7 @@ mod tests {
             minutes: minutes.into_iter().map(|minute| (at(minute).as_secs(), 1)).collect(),
             segments: segments.into_iter().map(|key| (key, 1)).collect(),
         };
-        let take = gate.take(&asked(1, &[]), &granted).unwrap();
+        let take = gate.take(&asked(1, &[]), &granted, None).unwrap();
         assert_eq!(take.stale_minutes, [minutes[3], minutes[2]].map(|minute| at(minute).as_secs()));
         assert_eq!(take.stale_segments, [october, old(9), old(0)]);
     }

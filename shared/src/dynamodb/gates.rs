@@ -35,15 +35,24 @@ impl Gates for Store {
     async fn take(&self, take: &Take<'_>) -> Result<Taken, Unavailable> {
         let wanted = u64::from(take.requests);
         let mut changes = Changes::default();
-        let mut limits = vec![(format!("{MINUTE}{}", take.minute), u64::from(take.per_minute))];
-        limits.extend(take.segment.map(|(key, limit)| (format!("{SEGMENT}{key}"), limit)));
+        let mut limits = vec![(format!("{MINUTE}{}", take.minute), u64::from(take.per_minute), None)];
+        limits.extend(take.segment.map(|segment| (format!("{SEGMENT}{}", segment.key), segment.limit, segment.counted)));
         let mut conditions = Vec::new();
-        for (attribute, limit) in limits {
+        for (attribute, limit, counted) in limits {
             // More than the limit at once never fits, also where nothing was granted yet.
-            let Some(most) = limit.checked_sub(wanted) else { return self.granted(take.user_id).await.map(Taken::Refused) };
-            let (name, most) = (changes.name(&attribute), changes.value(number(most)));
-            conditions.push(format!("(attribute_not_exists({name}) OR {name} <= {most})"));
-            changes.add(&attribute, wanted);
+            let most = limit.checked_sub(wanted).filter(|most| counted.is_none_or(|counted| counted <= *most));
+            let Some(most) = most else { return self.granted(take.user_id).await.map(Taken::Refused) };
+            let name = changes.name(&attribute);
+            if let Some(counted) = counted {
+                // Whoever raises it first has raised it for all; the others find it raised, and add.
+                let below = changes.value(number(counted));
+                conditions.push(format!("(attribute_not_exists({name}) OR {name} < {below})"));
+                changes.set(&attribute, number(counted.saturating_add(wanted)));
+            } else {
+                let most = changes.value(number(most));
+                conditions.push(format!("(attribute_not_exists({name}) OR {name} <= {most})"));
+                changes.add(&attribute, wanted);
+            }
         }
         for minute in &take.stale_minutes {
             changes.remove(&format!("{MINUTE}{minute}"));

@@ -393,14 +393,27 @@ async fn usage_that_was_counted_and_never_asked_uses_the_quota_up() {
     let last = bench.check_one("ada").await;
     assert_eq!(
         (last.status, last.used(), bench.quota("ada").await["remaining"].clone()),
-        (200, 99, json!(1)),
-        "1 granted, 99 counted"
+        (200, 100, json!(0)),
+        "99 counted that never asked, and this one"
     );
     count(&bench.world, "all", &calls[99..]).await;
     let before = bench.world.item("gates").await;
     let refused = bench.check_one("ada").await;
     assert_eq!((refused.status, refused.reason(), refused.used(), refused.remaining()), (402, "quota_exceeded", 100, 59));
     assert_eq!(bench.world.item("gates").await, before);
+}
+
+#[tokio::test]
+async fn what_usage_that_never_asked_has_left_is_granted_exactly_however_many_ask_at_once() {
+    for bench in [bench().await, warm_bench(5).await] {
+        let calls: Vec<Value> = (0..95).map(|n| call("ada", &format!("req_{n}"))).collect();
+        bench.take("ada", 2).await;
+        count(&bench.world, "inv", &calls).await;
+        // What a warm instance knows is older than that.
+        bench.world.clock.advance_ms(5_000);
+        assert_eq!(granted_of(&bench, 40, "ada", 1, (402, "quota_exceeded")).await, 5);
+        assert_eq!(bench.quota("ada").await["used"], 100);
+    }
 }
 
 #[tokio::test]

@@ -66,7 +66,8 @@ impl Demo<'_> {
         let refused = self.check(1).await?;
         self.row("one more in this month", "402 quota_exceeded", refused.shown());
         let quota = refused.body.pointer("/quotas/requests").cloned().unwrap_or_default();
-        let shown = |name: &str| quota.get(name).and_then(Value::as_u64).map_or_else(|| "?".to_owned(), |number| number.to_string());
+        let shown =
+            |name: &str| quota.get(name).and_then(Value::as_u64).map_or_else(|| "?".to_owned(), |number| number.to_string());
         self.row("of the free tier: used / limit", "100 / 100", format!("{} / {}", shown("used"), shown("limit")));
         Ok(())
     }
