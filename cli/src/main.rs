@@ -1,6 +1,6 @@
 //! `cargo till`: see docs/operations.md.
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{io::Write as _, path::PathBuf, process::ExitCode};
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -267,18 +267,22 @@ async fn set_up(wanted: SetupArguments, parameters: Ssm) -> Result<String> {
     };
     let setup = Setup { stripe, mode, parameters, list: PriceList::shipped()?, options };
     let url = environment("TOKENTILL_STRIPE_URL").unwrap_or_else(|| tokentill::stripe::STRIPE_URL.to_owned());
-    println!("Stripe in {mode} mode, {url}\n");
+    say(&format!("Stripe in {mode} mode, {url}\n"));
     if wanted.apply {
-        setup.apply(|line| println!("{line}")).await?;
+        setup.apply(say).await?;
     }
     let plan = setup.plan().await?;
-    print!("{plan}");
     let verdict = match (plan.is_done(), plan.refused().is_empty()) {
         (true, _) => "Everything is as it should be.",
         (false, true) => "Nothing was changed. --apply does it.",
         (false, false) => "Nothing was changed. What is REFUSED has to be settled first; then --apply does the rest.",
     };
-    Ok(format!("\n{verdict}\n\n{}", setup.left_to_do()))
+    Ok(format!("{plan}\n{verdict}\n\n{}", setup.left_to_do()))
+}
+
+/// A line of progress. That nobody reads it any more is no reason to stop half-way.
+fn say(line: &str) {
+    let _ = writeln!(std::io::stdout(), "{line}");
 }
 
 /// The key that the functions are to use.

@@ -188,6 +188,10 @@ impl Bench {
             assert_eq!(self.count(path).await, expected, "{what}: {path}");
         }
         assert!(self.memory.value(TOKENS).unwrap().split_whitespace().count() == 1, "{what}");
+        // Its secret is stored, and it says so.
+        let mark = &self.endpoints().await[0]["metadata"]["tokentill_secret"];
+        assert!(mark.as_str().unwrap().bytes().all(|byte| byte.is_ascii_hexdigit()), "{what}: {mark}");
+        assert!(self.memory.value(SECRETS).unwrap().contains("whsec_"), "{what}");
     }
 
     /// Has the call after `skip` others of this method end without an answer.

@@ -8,7 +8,7 @@ use tokentill::{domain::price_list::Interval, ports::Secret};
 
 /// The metadata by which a plan's product is found again.
 pub(super) const PLAN: &str = "tokentill_plan";
-/// The metadata of an endpoint that setup made: the fingerprint of its secret once that is stored, until then empty words.
+/// The metadata of an endpoint that setup made: the fingerprint of its secret once that is stored, until then [`NOT_STORED`].
 pub(super) const SECRET: &str = "tokentill_secret";
 /// What [`SECRET`] says until the secret is stored.
 pub(super) const NOT_STORED: &str = "not stored yet";
