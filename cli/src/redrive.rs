@@ -91,8 +91,8 @@ pub async fn redrive(sqs: &Client, stack: &str, queue: Queue) -> Result<DeadLett
         return Ok(DeadLetters::None);
     }
     let started = sqs.start_message_move_task().source_arn(arn).send().await;
-    let started =
-        started.map_err(|error| failed(format!("moving the messages of {name} back; one task at a time may"), &error))?;
+    let started = started
+        .map_err(|error| failed(format!("moving the messages of {name} back, which SQS does one task at a time"), &error))?;
     Ok(DeadLetters::Moving { task: started.task_handle.unwrap_or_default(), about })
 }
 

@@ -794,7 +794,7 @@ async fn a_run_that_cannot_renew_its_lease_ends_when_the_lease_does() {
     let (clock, faults) = (bench.world.clock.clone(), bench.reporter.books.faults.clone());
     bench.world.meters.faults.meanwhile("send", 2, async move {
         clock.advance_ms(15_000);
-        for renewals in 1.. {
+        for renewals in 1..20 {
             faults.until_over("renew_lease", renewals).await;
             clock.advance_ms(2_000);
         }
