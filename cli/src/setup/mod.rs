@@ -278,7 +278,7 @@ impl<K: KeySource, P: Parameters, C: Clock> Setup<K, P, C> {
              - The functions' key. Developers, API keys, Create restricted key: write Meter events, Customers, Checkout Sessions and \
              Customer portal; read Subscriptions, Invoices, Prices, Meters and, in test mode, Test clocks; nothing else. Then:\n    \
              TOKENTILL_FUNCTIONS_KEY=rk_… cargo till setup --store-key --apply   (or write {stripe_key_parameter} yourself)\n\
-             - E-mail. With EmailFrom set: verify that address or its domain in Amazon SES, and ask AWS to leave SES's sandbox.\n\
+             - E-mails. Settings, Billing, Customer e-mails: leave those about failed payments switched on, since Tokentill sends none yet.\n\
              The signing secrets are in {webhook_secrets_parameter}. Test mode and live mode have meters, prices, endpoints and portals of their own: \
              this was {mode} mode.\n",
             thin = THIN_EVENTS.join(" and "),
