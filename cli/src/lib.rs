@@ -1,12 +1,15 @@
-//! `cargo till`: what a person does about the quarantine and the dead letters.
+//! `cargo till`: what a person does about a deployment: Stripe set up, customers imported, the quarantine and the dead letters.
 //!
 //! **Invariant:** on whatever day something is sent again, a request is counted at most once. What the ledger can no longer
 //! tell, or what would go straight back into quarantine, is refused with a reason; nothing is deleted.
 
+mod import;
 mod redrive;
 mod retry;
+pub mod setup;
 mod show;
 
+pub use import::{Imported, Interrupted, NotImported, import};
 pub use redrive::{DeadLetters, NotRedriven, Queue, queue_url, redrive};
 pub use retry::{Refused, Retried, Retry, entry};
 pub use show::{Filter, explain, list, parse_reason};

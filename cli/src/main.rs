@@ -1,24 +1,29 @@
 //! `cargo till`: see docs/operations.md.
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{io::Write as _, path::PathBuf, process::ExitCode};
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use till::{DeadLetters, Filter, Queue, Retry, Till, explain, list, parse_reason, queue_url, redrive};
+use till::{
+    DeadLetters, Filter, Queue, Retry, Till, explain, import, list, parse_reason, queue_url, redrive,
+    setup::{self, Options, Setup, Ssm},
+};
 use tokentill::{
     clock::SystemClock,
     config,
     domain::{
         counting::QuarantineReason,
+        price_list::PriceList,
         time::{EpochSecs, UtcDay},
     },
     dynamodb::{Store, Tables},
-    ports::Clock,
+    ports::{Clock, Secret},
     sqs::{HintQueue, UsageQueue},
+    stripe::{FixedKey, SecretKey, StripeClient},
 };
 
-/// Looks at the quarantine and the dead letters of a stack, and sends them again. Safe on any day: a request is counted at most
-/// once, and nothing is deleted.
+/// Sets up Stripe for a stack, imports its customers, looks at the quarantine and the dead letters and sends them again. Each is
+/// safe to repeat on any day: a request is counted at most once, and of what is counted nothing is deleted.
 #[derive(Debug, Parser)]
 #[command(
     name = "cargo till",
@@ -35,6 +40,21 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Makes what the price list needs at Stripe, registers the webhook endpoint, fills the stack's secrets. Shows a plan; --apply
+    /// does it. The key is taken from STRIPE_API_KEY.
+    Setup(SetupArguments),
+    /// Has every customer of Stripe that has metadata.user_id looked at. The key is taken from STRIPE_API_KEY.
+    Import {
+        /// Only counts them.
+        #[arg(long)]
+        dry_run: bool,
+        /// Goes on after this customer, where an import was interrupted.
+        #[arg(long)]
+        starting_after: Option<String>,
+        /// The key may be a live key.
+        #[arg(long)]
+        live: bool,
+    },
     /// Input that could be neither counted nor refused to its sender.
     #[command(subcommand)]
     Quarantine(QuarantineCommand),
@@ -87,6 +107,40 @@ enum QuarantineCommand {
 }
 
 #[derive(Debug, Args)]
+struct SetupArguments {
+    /// Does what the plan says.
+    #[arg(long)]
+    apply: bool,
+    /// The key may be a live key: what this makes is then sold for real money.
+    #[arg(long)]
+    live: bool,
+    /// The stack's output WebhookUrl: Stripe's events are to go there.
+    #[arg(long)]
+    webhook_url: Option<String>,
+    /// Makes a new webhook endpoint in place of the present one, and stores its secret; a later run deletes the old one.
+    #[arg(long, requires = "webhook_url")]
+    rotate_webhook: bool,
+    /// Stores the functions' key: TOKENTILL_FUNCTIONS_KEY, a restricted key, or without it STRIPE_API_KEY.
+    #[arg(long)]
+    store_key: bool,
+    /// Where the customer portal leads back to.
+    #[arg(long)]
+    return_url: Option<String>,
+    /// The stack's WebhookSecretsParameter.
+    #[arg(long, default_value_t = Options::default().webhook_secrets_parameter)]
+    webhook_secrets_parameter: String,
+    /// The stack's ServiceTokensParameter.
+    #[arg(long, default_value_t = Options::default().service_tokens_parameter)]
+    service_tokens_parameter: String,
+    /// The stack's StripeKeyParameter.
+    #[arg(long, default_value_t = Options::default().stripe_key_parameter)]
+    stripe_key_parameter: String,
+    /// The stack's SecretsTtlSeconds: a replaced webhook endpoint is deleted only when every function knows the new secret.
+    #[arg(long, default_value_t = Options::default().secrets_ttl_secs, value_parser = clap::value_parser!(u16).range(1..=3_600))]
+    secrets_ttl: u16,
+}
+
+#[derive(Debug, Args)]
 struct EntryName {
     /// The entry's id, as the list shows it.
     id: String,
@@ -135,6 +189,8 @@ async fn run(arguments: Arguments) -> Result<String> {
         Tables { accounts: table("accounts"), ledger: table("ledger"), quarantine: table("quarantine"), ..Tables::default() };
     let store = Store::new(aws_sdk_dynamodb::Client::new(&aws), tables);
     match arguments.command {
+        Command::Setup(wanted) => set_up(wanted, Ssm(aws_sdk_ssm::Client::new(&aws))).await,
+        Command::Import { dry_run, starting_after, live } => imported(&sqs, &stack, dry_run, starting_after, live).await,
         Command::Redrive { queue } => redriven(&sqs, &stack, queue).await,
         Command::Quarantine(QuarantineCommand::List { day, days, reason, user }) => {
             let today = SystemClock.now();
@@ -187,4 +243,78 @@ async fn redriven(sqs: &aws_sdk_sqs::Client, stack: &str, queue: QueueName) -> R
             format!("About {about} messages of {} are moved back.\ntask  {task}", queue.dead_name(stack))
         }
     })
+}
+
+/// A variable of the environment that is there and not blank.
+fn environment(name: &str) -> Option<String> {
+    std::env::var(name).ok().map(|value| value.trim().to_owned()).filter(|value| !value.is_empty())
+}
+
+fn stripe_client(live: bool) -> Result<(StripeClient<FixedKey>, setup::Mode)> {
+    let (key, url) = (environment("STRIPE_API_KEY"), environment("TOKENTILL_STRIPE_URL"));
+    Ok(setup::client(key.as_deref(), live, url.as_deref())?)
+}
+
+async fn set_up(wanted: SetupArguments, parameters: Ssm) -> Result<String> {
+    let (stripe, mode) = stripe_client(wanted.live)?;
+    let store_key = if wanted.store_key { Some(functions_key(mode)?) } else { None };
+    let options = Options {
+        webhook_url: wanted.webhook_url,
+        rotate_webhook: wanted.rotate_webhook,
+        further_webhook_secret: environment("TOKENTILL_WEBHOOK_SECRET").map(|secret| Secret::new(&secret)),
+        store_key,
+        return_url: wanted.return_url,
+        webhook_secrets_parameter: wanted.webhook_secrets_parameter,
+        service_tokens_parameter: wanted.service_tokens_parameter,
+        stripe_key_parameter: wanted.stripe_key_parameter,
+        secrets_ttl_secs: wanted.secrets_ttl,
+    };
+    let setup = Setup { stripe, mode, parameters, clock: SystemClock, list: PriceList::shipped()?, options };
+    let url = environment("TOKENTILL_STRIPE_URL").unwrap_or_else(|| tokentill::stripe::STRIPE_URL.to_owned());
+    say(&format!("Stripe in {mode} mode, {url}\n"));
+    let plan = if wanted.apply {
+        setup.apply(say).await?;
+        setup.plan_after().await?
+    } else {
+        setup.plan().await?
+    };
+    Ok(format!("{plan}\n{}\n\n{}", plan.verdict(wanted.apply), setup.left_to_do()))
+}
+
+/// A line of progress. That nobody reads it any more is no reason to stop half-way.
+fn say(line: &str) {
+    let _ = writeln!(std::io::stdout(), "{line}");
+}
+
+/// The key that the functions are to use.
+fn functions_key(mode: setup::Mode) -> Result<Secret> {
+    let Some(key) = environment("TOKENTILL_FUNCTIONS_KEY").or_else(|| environment("STRIPE_API_KEY")) else {
+        bail!("set TOKENTILL_FUNCTIONS_KEY to the key that is to be stored");
+    };
+    SecretKey::new(&key).context("TOKENTILL_FUNCTIONS_KEY")?;
+    if setup::Mode::of_key(&key).context("TOKENTILL_FUNCTIONS_KEY")? != mode {
+        bail!("TOKENTILL_FUNCTIONS_KEY is of the other mode than STRIPE_API_KEY");
+    }
+    Ok(Secret::new(&key))
+}
+
+async fn imported(
+    sqs: &aws_sdk_sqs::Client,
+    stack: &str,
+    dry_run: bool,
+    starting_after: Option<String>,
+    live: bool,
+) -> Result<String> {
+    let (stripe, mode) = stripe_client(live)?;
+    let hints = match dry_run {
+        true => None,
+        false => Some(HintQueue::new(sqs.clone(), queue_url(sqs, &Queue::AccountChanges.name(stack)).await?)),
+    };
+    let done = import(&stripe, mode, hints.as_ref(), &SystemClock, starting_after).await?;
+    let what = if dry_run { "would be looked at" } else { "are queued, and looked at one by one" };
+    let unnamed = done.unnamed;
+    Ok(format!(
+        "{} customers {what}. {unnamed} name no user: give them metadata.user_id at Stripe and import again.",
+        done.queued
+    ))
 }

@@ -165,6 +165,7 @@ impl<F: Fn(&str) -> Option<String>> Environment<F> {
                 "books" => &mut tables.books,
                 "quarantine" => &mut tables.quarantine,
                 "control" => &mut tables.control,
+                "gates" => &mut tables.gates,
                 _ => {
                     self.problems.push(format!("there is no table {name}"));
                     continue;

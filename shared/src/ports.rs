@@ -14,11 +14,13 @@ use crate::domain::{
     audit::{ByHour, Position},
     counting::{Batch, LedgerRow, QuarantineReason, RowKey},
     facts::CustomerFacts,
+    gate::{Granted, Take, Taken},
     hint::Hint,
-    id::{CustomerId, EventId, RequestId, UserId},
+    id::{CheckoutSessionId, CustomerId, EventId, PriceId, RequestId, UserId},
     notice::Notice,
     read_back::Rejections,
     report::{Book, MeterReport, Tally},
+    selling::{Buyer, Link, Offer, ReturnUrl},
     time::{EpochSecs, UtcDay},
 };
 
@@ -273,6 +275,21 @@ pub trait Tallies {
     /// # Errors
     /// [`Unavailable`], also if an item cannot be read by this version.
     async fn tallies(&self, user_id: &UserId, from: UtcDay, to: UtcDay) -> Result<Vec<Tally>, Unavailable>;
+}
+
+/// What was granted to each user, this minute and in this segment.
+pub trait Gates {
+    /// What was granted so far, read consistently.
+    ///
+    /// # Errors
+    /// [`Unavailable`], also if the item cannot be read by this version.
+    async fn granted(&self, user_id: &UserId) -> Result<Granted, Unavailable>;
+
+    /// Grants requests if they fit every limit, all of them or none, whoever else asks at the same time.
+    ///
+    /// # Errors
+    /// [`Unavailable`] if it is not certain whether they were granted. They may then have been taken, though nobody was told.
+    async fn take(&self, take: &Take<'_>) -> Result<Taken, Unavailable>;
 }
 
 /// The tallies to be reported, and what the reporter knows of them.
@@ -554,6 +571,52 @@ pub trait StripeState {
     async fn customers_on_clock(&self, clock: &str) -> Result<Vec<CustomerId>, StripeError>;
 }
 
+/// Stripe, as far as a sale looks at it and makes its customer.
+pub trait Sales {
+    /// The ids of the active prices with these lookup keys. A key that no active price has is missing in it.
+    ///
+    /// # Errors
+    /// [`StripeError`].
+    async fn price_ids(&self, lookup_keys: &[&str]) -> Result<BTreeMap<String, PriceId>, StripeError>;
+
+    /// A customer's present state. One that was deleted, or that there never was, is found as gone.
+    ///
+    /// # Errors
+    /// [`StripeError`].
+    async fn buyer(&self, customer: &CustomerId) -> Result<Buyer, StripeError>;
+
+    /// Makes a customer whose metadata names the user. The same idempotency key gives the same customer.
+    ///
+    /// # Errors
+    /// [`StripeError`]; if its fate is unknown, the same key tells.
+    async fn make_customer(&self, user_id: &UserId, key: &str) -> Result<CustomerId, StripeError>;
+}
+
+/// Stripe's checkout sessions.
+pub trait CheckoutSessions {
+    /// Opens a session that leads to a subscription. The same idempotency key never opens two. What it answers is not told: it
+    /// may be an answer of the past, given again, so the sessions are to be looked at afterwards.
+    ///
+    /// # Errors
+    /// [`StripeError`]; [`StripeError::is_of_a_used_key`] if the key was used for another offer.
+    async fn open_session(&self, customer: &CustomerId, offer: &Offer, key: &str) -> Result<(), StripeError>;
+
+    /// Expires an open session: nobody can pay in it any more.
+    ///
+    /// # Errors
+    /// [`StripeError::Refused`] if it is not open any more.
+    async fn expire_session(&self, session: &CheckoutSessionId) -> Result<(), StripeError>;
+}
+
+/// Stripe's customer portal.
+pub trait Portal {
+    /// A new link to the portal of a customer.
+    ///
+    /// # Errors
+    /// [`StripeError::NotFound`] if the customer is gone.
+    async fn portal(&self, customer: &CustomerId, return_url: &ReturnUrl) -> Result<Link, StripeError>;
+}
+
 /// Has a user's parked usage looked at again, now that the user has an account it can be counted for.
 pub trait Recounts {
     /// Queues it durably. Once too often does no harm: a row is counted once.
@@ -666,4 +729,12 @@ pub enum StripeError {
         /// Stripe's name of the request.
         request_id: String,
     },
+}
+
+impl StripeError {
+    /// Whether a request was refused because its idempotency key was used before with other parameters.
+    #[must_use]
+    pub fn is_of_a_used_key(&self) -> bool {
+        matches!(self, Self::Refused { code, .. } if code == "idempotency_error")
+    }
 }

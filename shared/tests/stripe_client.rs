@@ -13,13 +13,17 @@ use stripe_client_core::{IdempotencyKey, RequestBuilder, RequestStrategy, Stripe
 use tokentill::{
     domain::{
         facts::{LatestInvoice, Status},
-        id::{CustomerId, InvoiceId, SubscriptionId, UserId},
+        id::{CheckoutSessionId, CustomerId, InvoiceId, PlanId, PriceId, SubscriptionId, UserId},
         period::Cycle,
         price_list::Interval,
         report::MeterReport,
+        selling::{Buyer, CheckoutSession, HeldSubscription, Link, Offer, OfferItem, OpenSession, ReturnUrl},
         time::EpochSecs,
     },
-    ports::{Delivered, MeterSink as _, MeterSummaries as _, StripeError, StripeState as _},
+    ports::{
+        CheckoutSessions as _, Delivered, MeterSink as _, MeterSummaries as _, Portal as _, Sales as _, StripeError,
+        StripeState as _,
+    },
     stripe::{FixedKey, KeySource, Limits, SecretKey, Stripe, StripeClient},
 };
 
@@ -922,6 +926,181 @@ async fn a_summary_that_is_no_exact_whole_number_is_not_believed() {
             "{value}: {outcome:?}"
         );
     }
+}
+
+// ---------------------------------------------------------------------------------------------------------------------------
+// Sales (what the whole of a sale comes to is in tests/handlers)
+// ---------------------------------------------------------------------------------------------------------------------------
+
+fn offer() -> Offer {
+    let item = |price: &str, quantity| OfferItem { price: PriceId::new(price).unwrap(), quantity };
+    let url = |text: &str| ReturnUrl::new(text, true).unwrap();
+    Offer {
+        user_id: user("ada"),
+        plan: PlanId::new("pro").unwrap(),
+        items: vec![item("price_flat", Some(1)), item("price_metered", None)],
+        success_url: url("https://example.com/thanks?s={CHECKOUT_SESSION_ID}"),
+        cancel_url: url("https://example.com/back"),
+    }
+}
+
+/// A form's fields, sorted.
+fn fields(body: &str) -> Vec<String> {
+    let escapes =
+        [("%5B", "["), ("%5D", "]"), ("%3A", ":"), ("%2F", "/"), ("%3F", "?"), ("%3D", "="), ("%7B", "{"), ("%7D", "}")];
+    let plain = escapes.iter().fold(body.to_owned(), |body, (escape, plain)| body.replace(escape, plain));
+    let mut fields: Vec<String> = plain.split('&').map(str::to_owned).collect();
+    fields.sort();
+    fields
+}
+
+#[tokio::test]
+async fn a_session_is_asked_for_under_one_key_with_all_that_the_offer_holds() {
+    let server = Server::start(|_, before| if before == 0 { error(500, "api_error") } else { ok(&json!({ "id": "cs_1" })) });
+    server.stripe().open_session(&cus("cus_ada"), &offer(), "key_1").await.unwrap();
+    let received = server.received();
+    let sent: Vec<_> = received.iter().map(|request| (request.path.as_str(), request.header("idempotency-key"))).collect();
+    assert_eq!(sent, [("/v1/checkout/sessions", Some("key_1")); 2], "it is repeated, and harmless");
+    let name = format!("metadata[tokentill_offer]={}", offer().name());
+    assert_eq!(
+        fields(&received[0].body),
+        [
+            "cancel_url=https://example.com/back",
+            "client_reference_id=ada",
+            "customer=cus_ada",
+            "line_items[0][price]=price_flat",
+            "line_items[0][quantity]=1",
+            "line_items[1][price]=price_metered",
+            "metadata[plan]=pro",
+            &name,
+            "metadata[user_id]=ada",
+            "mode=subscription",
+            "subscription_data[billing_mode][type]=flexible",
+            "subscription_data[metadata][user_id]=ada",
+            "success_url=https://example.com/thanks?s={CHECKOUT_SESSION_ID}",
+        ]
+    );
+}
+
+#[tokio::test]
+async fn a_customer_is_made_under_one_key_and_a_used_key_is_known() {
+    let server = Server::start(|_, before| match before {
+        0 => error(429, "lock_timeout"),
+        1 => ok(&json!({ "id": "cus_ada" })),
+        _ => {
+            let body = json!({ "error": { "type": "idempotency_error", "message": "Keys can only be used once." } });
+            Reply::Answer(400, vec![], body.to_string())
+        }
+    });
+    assert_eq!(server.stripe().make_customer(&user("ada"), "key_1").await, Ok(cus("cus_ada")));
+    let received = server.received();
+    assert_eq!(received[1].header("idempotency-key"), Some("key_1"));
+    assert_eq!(fields(&received[1].body), ["metadata[user_id]=ada"]);
+    let refused = server.stripe().open_session(&cus("cus_ada"), &offer(), "key_1").await.unwrap_err();
+    assert!(refused.is_of_a_used_key(), "{refused:?}");
+    assert!(!StripeError::NotFound { request_id: String::new() }.is_of_a_used_key());
+}
+
+#[tokio::test]
+async fn an_expiry_is_sent_once_and_without_a_key() {
+    let server = Server::start(|_, _| error(500, "api_error"));
+    server.stripe().expire_session(&CheckoutSessionId::new("cs_1").unwrap()).await.unwrap_err();
+    let received = server.received();
+    let sent: Vec<_> = received.iter().map(|request| (request.path.as_str(), request.header("idempotency-key"))).collect();
+    assert_eq!(sent, [("/v1/checkout/sessions/cs_1/expire", None)]);
+}
+
+#[tokio::test]
+async fn each_link_to_the_portal_is_new_and_a_customer_that_is_gone_has_none() {
+    let server = Server::start(|_, before| match before {
+        0 => error(500, "api_error"),
+        1 | 2 => ok(&json!({ "id": "bps_1", "url": "https://billing.example/p" })),
+        _ => error(400, "resource_missing"),
+    });
+    let stripe = server.stripe();
+    let back = ReturnUrl::new("https://example.com/", true).unwrap();
+    for _ in 0..2 {
+        let link = stripe.portal(&cus("cus_ada"), &back).await;
+        assert_eq!(link, Ok(Link::new("https://billing.example/p".to_owned())));
+    }
+    let received = server.received();
+    let keys: Vec<_> = received.iter().map(|request| request.header("idempotency-key").unwrap()).collect();
+    assert!(keys[0] == keys[1] && keys[1] != keys[2], "{keys:?}");
+    assert_eq!(fields(&received[0].body), ["customer=cus_ada", "return_url=https://example.com/"]);
+    assert!(matches!(stripe.portal(&cus("cus_ada"), &back).await, Err(StripeError::NotFound { .. })));
+}
+
+#[tokio::test]
+async fn prices_are_asked_for_by_ten_keys_at_a_time_and_only_active_ones() {
+    let server = Server::start(|_, before| {
+        let price = |id: &str, key: Value| json!({ "id": id, "lookup_key": key, "active": true });
+        ok(&list(if before == 0 { json!([price("price_1", json!("key_0")), price("price_2", json!(null))]) } else { json!([]) }))
+    });
+    let keys: Vec<String> = (0..11).map(|n| format!("key_{n}")).collect();
+    let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
+    let found = server.stripe().price_ids(&keys).await.unwrap();
+    assert_eq!(found.into_iter().collect::<Vec<_>>(), [("key_0".to_owned(), PriceId::new("price_1").unwrap())]);
+    let queries: Vec<String> = server.received().into_iter().map(|request| request.query).collect();
+    assert_eq!(queries[1], "active=true&limit=100&lookup_keys[0]=key_10");
+    assert!(queries[0].starts_with("active=true&") && queries[0].ends_with("lookup_keys[9]=key_9"), "{}", queries[0]);
+}
+
+/// Answers what a sale asks about a customer.
+fn looked_at(customer: Value, sessions: Value) -> impl Fn(&Received, usize) -> Reply {
+    move |request, _| match (request.path.as_str(), request.query.as_str()) {
+        ("/v1/customers/cus_ada", "") => ok(&customer),
+        ("/v1/subscriptions", "customer=cus_ada&expand[0]=data.latest_invoice&limit=100&status=all") => ok(&list(json!([
+            { "id": "sub_1", "status": "incomplete", "latest_invoice": { "hosted_invoice_url": "https://invoice.example/i" } },
+            { "id": "sub_2", "status": "canceled", "latest_invoice": null },
+        ]))),
+        ("/v1/checkout/sessions", "customer=cus_ada&limit=100") => ok(&list(sessions.clone())),
+        _ => error(404, "resource_missing"),
+    }
+}
+
+#[tokio::test]
+async fn a_buyer_has_its_subscriptions_and_the_open_sessions_that_lead_to_one() {
+    let session = |id: &str, status: &str, mode: &str, offer: Value| {
+        json!({ "id": id, "status": status, "mode": mode, "metadata": { "tokentill_offer": offer }, "expires_at": 1_795_348_800,
+                "url": if status == "open" { json!("https://pay.example/p") } else { Value::Null } })
+    };
+    let sessions = json!([
+        session("cs_paid", "complete", "subscription", json!("offer")),
+        session("cs_once", "open", "payment", Value::Null),
+        session("cs_ours", "open", "subscription", json!("offer")),
+        session("cs_foreign", "open", "subscription", Value::Null),
+    ]);
+    let server = Server::start(looked_at(customer(), sessions));
+    let page = |url: &str| Some(Link::new(url.to_owned()));
+    let open = |offer: Option<&str>| {
+        let expires_at = EpochSecs::new(1_795_348_800);
+        Some(OpenSession { offer: offer.map(str::to_owned), page: page("https://pay.example/p"), expires_at })
+    };
+    let session = |id: &str, open| CheckoutSession { id: CheckoutSessionId::new(id).unwrap(), open };
+    assert_eq!(
+        server.stripe().buyer(&cus("cus_ada")).await.unwrap(),
+        Buyer {
+            gone: false,
+            subscriptions: vec![
+                HeldSubscription { status: Status::Incomplete, payment_page: page("https://invoice.example/i") },
+                HeldSubscription { status: Status::Canceled, payment_page: None },
+            ],
+            sessions: vec![
+                session("cs_paid", None),
+                session("cs_once", None),
+                session("cs_ours", open(Some("offer"))),
+                session("cs_foreign", open(None)),
+            ],
+        }
+    );
+
+    let gone = Buyer { gone: true, ..Buyer::default() };
+    let deleted = Server::start(looked_at(json!({ "id": "cus_ada", "deleted": true }), json!([])));
+    assert_eq!(deleted.stripe().buyer(&cus("cus_ada")).await, Ok(gone.clone()));
+    assert_eq!(deleted.stripe().buyer(&cus("cus_nobody")).await, Ok(gone));
+    let nameless = Server::start(looked_at(customer(), json!([{ "id": "cs_1" }])));
+    let error = nameless.stripe().buyer(&cus("cus_ada")).await.unwrap_err().to_string();
+    assert!(error.contains("checkout session cs_1 has no status"), "{error}");
 }
 
 // ---------------------------------------------------------------------------------------------------------------------------

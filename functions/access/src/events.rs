@@ -10,7 +10,7 @@ use tokentill::{
         id::{RequestId, UserId},
         time::EpochSecs,
     },
-    ports::{Accounts, Audit, Clock, Reported, Secrets, Tallies},
+    ports::{Accounts, Audit, Clock, Gates, Reported, Secrets, Tallies},
 };
 
 use crate::{AccessApi, Answer, Problem, query::Query};
@@ -29,7 +29,7 @@ const CURSOR_VERSION: u8 = 1;
 /// The longest sort key that DynamoDB takes, in bytes.
 const MAX_ROW_KEY_BYTES: usize = 1_024;
 
-impl<S: Secrets, T: Accounts + Tallies + Reported + Audit, C: Clock> AccessApi<S, T, C> {
+impl<S: Secrets, T: Accounts + Tallies + Reported + Audit + Gates, C: Clock, L> AccessApi<S, T, C, L> {
     /// Events are found by their moment in the account's own time.
     pub(crate) async fn events(&self, request: &Request) -> Answer {
         let query = Query::of(request);

@@ -14,7 +14,7 @@ use tokentill::{
         report::{Book, BookTotals, Check, Tally},
         time::{DAY_SECS, EpochSecs, HOUR_SECS, UtcDay, calendar_month},
     },
-    ports::{Accounts, Audit, Clock, Reported, Secrets, Tallies},
+    ports::{Accounts, Audit, Clock, Gates, Reported, Secrets, Tallies},
 };
 
 use crate::{AccessApi, Answer, Problem, query::Query};
@@ -32,7 +32,7 @@ enum By {
     Hour,
 }
 
-impl<S: Secrets, T: Accounts + Tallies + Reported + Audit, C: Clock> AccessApi<S, T, C> {
+impl<S: Secrets, T: Accounts + Tallies + Reported + Audit + Gates, C: Clock, L> AccessApi<S, T, C, L> {
     /// Days and hours are UTC ones of the account's own time; one that the range touches is shown whole. The totals are of whole
     /// days in any case, since what was reported is known by day only.
     pub(crate) async fn usage(&self, request: &Request) -> Answer {

@@ -11,6 +11,7 @@ use super::{
     facts::Status,
     id::{MeterId, PlanId, UserId},
     price_list::PriceList,
+    segment::{Place, place},
     time::EpochSecs,
 };
 
@@ -146,6 +147,9 @@ pub struct Access {
 pub struct RateLimit {
     /// The most requests granted in one UTC minute.
     pub requests_per_minute: u32,
+    /// How many of them are left of this minute, where a check asked.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub remaining: Option<u32>,
 }
 
 /// A quota of the present segment.
@@ -161,48 +165,45 @@ pub struct Quota {
     pub resets_at: String,
 }
 
-/// The answer for one user: the standing, then the quotas. `GET /v1/access` ignores the rate limit.
+/// The next moment at which access changes although nothing is committed: a deadline, the end of a trial, of a subscription, of a
+/// segment or of the free tier's month. A real moment; `None` if there is none.
 #[must_use]
-pub fn access(
-    user_id: &UserId,
-    account: Option<&Account>,
-    prices: &PriceList,
-    now: EpochSecs,
-    used: &BTreeMap<MeterId, u64>,
-    segment_end: EpochSecs,
-) -> Access {
-    let standing = standing(account, prices, now);
-    let plan = standing.plan.as_ref().and_then(|id| prices.plan(id));
-    let quotas: BTreeMap<MeterId, Quota> = plan
-        .iter()
-        .flat_map(|plan| &plan.quotas)
-        .map(|(meter, limit)| {
-            let used = used.get(meter).copied().unwrap_or(0);
-            let quota = Quota { limit: *limit, used, remaining: limit.saturating_sub(used), resets_at: segment_end.to_string() };
-            (meter.clone(), quota)
-        })
-        .collect();
-    let exceeded = quotas.values().any(|quota| quota.remaining == 0).then_some(Reason::QuotaExceeded);
-    let reason = standing.reason.or(exceeded);
-    Access {
-        user_id: user_id.clone(),
-        allowed: standing.state.allows() && reason.is_none(),
-        state: standing.state,
-        reason,
-        access_until: standing.access_until.map(|until| until.to_string()),
-        rate_limit: plan.map(|plan| RateLimit { requests_per_minute: plan.requests_per_minute }),
-        plan: standing.plan,
-        quotas,
+pub fn next_change(account: Option<&Account>, prices: &PriceList, now: EpochSecs) -> Option<EpochSecs> {
+    let offset_secs = account.map_or(0, |account| account.clock_offset_secs);
+    let at = |moment: EpochSecs| {
+        let local = moment.plus_secs(offset_secs);
+        (standing(account, prices, moment), place(account, prices, local))
+    };
+    let local_now = now.plus_secs(offset_secs);
+    let present = at(now);
+    let mut moments = Vec::new();
+    match &present.1 {
+        Place::Billed(span) => moments.push(span.end),
+        Place::Free { end, .. } => moments.push(*end),
+        Place::NoSubscription | Place::UnknownUser => {}
     }
+    if let Some(account) = account {
+        let subscription = account.subscription.as_ref();
+        moments.extend(subscription.and_then(|subscription| subscription.trial_end));
+        moments.extend(subscription.and_then(|subscription| subscription.cancel_at));
+        moments.extend(account.grace_deadline(prices));
+        moments.extend(account.segments.iter().map(|segment| segment.start));
+    }
+    moments.sort();
+    let ahead = moments.into_iter().filter(|moment| local_now < *moment);
+    ahead.map(|moment| moment.plus_secs(offset_secs.saturating_neg())).find(|moment| at(*moment) != present)
 }
 
 #[cfg(test)]
+#[allow(clippy::as_conversions, reason = "a part of some seconds needs no exactness")]
 mod tests {
     use super::*;
     use crate::domain::{
         account::{Overdue, tests::subscribed},
         id::InvoiceId,
+        time::DAY_SECS,
     };
+    use proptest::prelude::*;
 
     const START: &str = "2026-11-10T00:00:00Z";
 
@@ -292,18 +293,85 @@ mod tests {
         assert_eq!(shown(Some(&account), at("2026-11-28T11:59:59Z")), "ended payment_overdue -");
     }
 
+    /// An account of any kind: any status, one to three segments with or without renewals, any moments, also on a test clock.
+    fn any_account() -> impl Strategy<Value = Account> {
+        let status = prop::sample::select(vec![
+            Status::Incomplete,
+            Status::Trialing,
+            Status::Active,
+            Status::PastDue,
+            Status::Unpaid,
+            Status::Paused,
+            Status::Canceled,
+        ]);
+        // In days and seconds around the moment that is asked about.
+        let moment = || (-40_i64..60, 0_i64..DAY_SECS).prop_map(|(days, secs)| at(START).plus_days(days).plus_secs(secs));
+        let maybe = || prop::option::of(moment());
+        let segments = prop::collection::vec((moment(), 1_i64..40, any::<bool>()), 0..4);
+        let offset = prop_oneof![Just(0), -400 * DAY_SECS..400 * DAY_SECS];
+        (status, (maybe(), maybe(), maybe()), segments, offset).prop_map(|(status, moments, segments, offset)| {
+            let mut account = with_status(status, None);
+            let subscription = account.subscription.as_mut().unwrap();
+            (subscription.trial_end, subscription.cancel_at) = (moments.0, moments.1);
+            if let Some(since) = moments.2 {
+                account.overdue.insert(InvoiceId::new("in_1").unwrap(), Overdue { since });
+            }
+            let template = account.segments.remove(0);
+            for (start, days, renews) in segments {
+                let mut segment = template.clone();
+                (segment.start, segment.end) = (start, start.plus_days(days));
+                segment.renews = segment.renews.filter(|_| renews);
+                account.segments.push(segment);
+            }
+            account.segments.sort_by_key(|segment| segment.start);
+            account.clock_offset_secs = offset;
+            account
+        })
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(2_000))]
+        #[test]
+        fn nothing_changes_before_the_next_change_and_something_does_then(
+            account in prop::option::weighted(0.95, any_account()), part in 0.0_f64..1.0, with_free in any::<bool>(),
+        ) {
+            let (a, b) = lists();
+            let prices = if with_free { a } else { b };
+            let account = account.as_ref();
+            let offset = account.map_or(0, |account| account.clock_offset_secs);
+            let now = at(START).plus_secs(-offset);
+            let seen = |moment: EpochSecs| (standing(account, &prices, moment), place(account, &prices, moment.plus_secs(offset)));
+            let next = next_change(account, &prices, now);
+            let far = next.unwrap_or(now.plus_days(4_000));
+            prop_assert!(now < far);
+            let secs = far.secs_since(now) - 1;
+            for secs in [secs, (secs as f64 * part) as i64] {
+                prop_assert_eq!(seen(now.plus_secs(secs)), seen(now), "after {} s", secs);
+            }
+            if let Some(next) = next {
+                prop_assert_ne!(seen(next), seen(now));
+            }
+        }
+    }
+
     #[test]
-    fn the_state_is_told_before_the_quota_and_the_last_unit_is_the_last() {
-        let (prices, _) = lists();
-        let user = UserId::new("ada").unwrap();
-        let answer = |used: u64| {
-            let used = BTreeMap::from([(MeterId::new("requests").unwrap(), used)]);
-            access(&user, None, &prices, at(START), &used, at("2026-12-01T00:00:00Z"))
+    fn the_next_change_is_the_deadline_the_end_of_a_trial_a_cancellation_a_period_or_the_month() {
+        let (prices, without_free) = lists();
+        let next = |account: Option<&Account>| {
+            next_change(account, &prices, at("2026-11-22T12:00:00Z")).map(|moment| moment.to_string())
         };
-        assert!(answer(99).allowed);
-        let exceeded = answer(100);
-        assert_eq!((exceeded.allowed, exceeded.reason), (false, Some(Reason::QuotaExceeded)));
-        expect_test::expect![[r#"{"user_id":"ada","allowed":false,"state":"free","reason":"quota_exceeded","plan":"free","access_until":null,"rate_limit":{"requests_per_minute":60},"quotas":{"requests":{"limit":100,"used":101,"remaining":0,"resets_at":"2026-12-01T00:00:00Z"}}}"#]]
-            .assert_eq(&serde_json::to_string(&answer(101)).unwrap());
+        assert_eq!(next(None).as_deref(), Some("2026-12-01T00:00:00Z"));
+        assert_eq!(next_change(None, &without_free, at(START)), None);
+        let mut account = subscribed(START);
+        assert_eq!(next(Some(&account)).as_deref(), Some("2026-12-10T00:00:00Z"));
+        account.clock_offset_secs = 3_600;
+        assert_eq!(next(Some(&account)).as_deref(), Some("2026-12-09T23:00:00Z"), "by the real clock");
+        account = with_status(Status::PastDue, Some("2026-11-20T12:00:00Z"));
+        assert_eq!(next(Some(&account)).as_deref(), Some("2026-11-27T12:00:00Z"));
+        account = with_status(Status::Trialing, None);
+        account.subscription.as_mut().unwrap().trial_end = Some(at("2026-11-24T00:00:00Z"));
+        assert_eq!(next(Some(&account)).as_deref(), Some("2026-11-24T00:00:00Z"));
+        account.subscription.as_mut().unwrap().cancel_at = Some(at("2026-11-23T00:00:00Z"));
+        assert_eq!(next(Some(&account)).as_deref(), Some("2026-11-23T00:00:00Z"));
     }
 }

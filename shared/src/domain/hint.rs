@@ -86,6 +86,25 @@ impl Hint {
             replay: true,
         })
     }
+
+    /// A hint of our own that has a customer looked at which was just made for its user, so that the two are joined although
+    /// nothing was bought yet. The same customer gives the same event id, and it is never skipped.
+    ///
+    /// # Errors
+    /// [`InvalidId`] if the customer's id is too long for an event id; Stripe's are far too short for that.
+    pub fn of_new_customer(customer: &CustomerId, created: EpochSecs, livemode: bool) -> Result<Self, InvalidId> {
+        Ok(Self {
+            v: HINT_VERSION,
+            event_id: EventId::new(composite_key(&["checkout", customer.as_str()]))?,
+            kind: "tokentill.customer_made".to_owned(),
+            created,
+            object_id: customer.as_str().to_owned(),
+            customer: Some(customer.clone()),
+            invoice: None,
+            livemode,
+            replay: true,
+        })
+    }
 }
 
 /// A payment of an invoice failed.
@@ -96,6 +115,39 @@ pub struct PaymentFailure {
     /// When Stripe made the event that says so.
     pub at: EpochSecs,
 }
+
+/// The snapshot events that a webhook endpoint is to ask for: those of [`relevance`], no more and no fewer.
+pub const SNAPSHOT_EVENTS: [&str; 26] = [
+    "checkout.session.completed",
+    "customer.updated",
+    "customer.deleted",
+    "customer.subscription.created",
+    "customer.subscription.updated",
+    "customer.subscription.deleted",
+    "customer.subscription.paused",
+    "customer.subscription.resumed",
+    "customer.subscription.pending_update_applied",
+    "customer.subscription.pending_update_expired",
+    "customer.subscription.trial_will_end",
+    "invoice.created",
+    "invoice.finalized",
+    "invoice.paid",
+    "invoice.payment_failed",
+    "invoice.payment_action_required",
+    "invoice.finalization_failed",
+    "invoice.voided",
+    "invoice.marked_uncollectible",
+    "charge.refunded",
+    "charge.dispute.created",
+    "charge.dispute.updated",
+    "charge.dispute.closed",
+    "charge.dispute.funds_withdrawn",
+    "charge.dispute.funds_reinstated",
+    "test_helpers.test_clock.ready",
+];
+
+/// The events that no snapshot tells, and that a destination of thin events is to ask for.
+pub const THIN_EVENTS: [&str; 2] = ["v1.billing.meter.error_report_triggered", "v1.billing.meter.no_meter_found"];
 
 /// Which kind of change a Stripe event type announces.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -136,11 +188,47 @@ pub fn relevance(kind: &str) -> Relevance {
 
 /// The two types that exist as thin events alone, and so keep their `v1.`.
 fn tells_of_rejected_usage(kind: &str) -> bool {
-    matches!(kind, "v1.billing.meter.error_report_triggered" | "v1.billing.meter.no_meter_found")
+    THIN_EVENTS.contains(&kind)
 }
 
 /// A user named by a Stripe object's `metadata.user_id` or `client_reference_id`, if it is one.
 #[must_use]
 pub fn named_user(text: Option<&str>) -> Option<UserId> {
     text.and_then(|text| UserId::new(text).ok())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Stripe's event types around billing in the pinned version, as async-stripe's `EnabledEvents` has them.
+    const STRIPES: &str = "billing.alert.triggered billing.credit_balance_transaction.created billing.credit_grant.created \
+        billing.credit_grant.updated billing.meter.created billing.meter.deactivated billing.meter.reactivated \
+        billing.meter.updated charge.captured charge.dispute.closed charge.dispute.created charge.dispute.funds_reinstated \
+        charge.dispute.funds_withdrawn charge.dispute.updated charge.expired charge.failed charge.pending charge.refund.updated \
+        charge.refunded charge.succeeded charge.updated checkout.session.async_payment_failed \
+        checkout.session.async_payment_succeeded checkout.session.completed checkout.session.expired customer.created \
+        customer.deleted customer.discount.created customer.discount.deleted customer.discount.updated customer.source.created \
+        customer.source.deleted customer.source.expiring customer.source.updated customer.subscription.created \
+        customer.subscription.deleted customer.subscription.paused customer.subscription.pending_update_applied \
+        customer.subscription.pending_update_expired customer.subscription.resumed customer.subscription.trial_will_end \
+        customer.subscription.updated customer.tax_id.created customer.tax_id.deleted customer.tax_id.updated customer.updated \
+        invoice.created invoice.deleted invoice.finalization_failed invoice.finalized invoice.marked_uncollectible \
+        invoice.overdue invoice.overpaid invoice.paid invoice.payment_action_required invoice.payment_attempt_required \
+        invoice.payment_failed invoice.payment_succeeded invoice.sent invoice.upcoming invoice.updated invoice.voided \
+        invoice.will_be_due test_helpers.test_clock.advancing test_helpers.test_clock.created test_helpers.test_clock.deleted \
+        test_helpers.test_clock.internal_failure test_helpers.test_clock.ready";
+
+    #[test]
+    fn an_endpoint_asks_for_exactly_what_is_of_use() {
+        let of_use = |kind: &&str| relevance(kind) == Relevance::AccountChange;
+        let mut wanted: Vec<&str> = STRIPES.split_whitespace().filter(of_use).collect();
+        let mut asked = SNAPSHOT_EVENTS.to_vec();
+        wanted.sort_unstable();
+        asked.sort_unstable();
+        assert_eq!(asked, wanted);
+        assert!(THIN_EVENTS.iter().all(of_use));
+        // Of the thin events none is told by a snapshot too.
+        assert!(THIN_EVENTS.iter().all(|kind| !STRIPES.split_whitespace().any(|plain| *kind == format!("v1.{plain}"))));
+    }
 }

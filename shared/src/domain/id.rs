@@ -92,6 +92,10 @@ identifiers! {
     SubscriptionId("subscription", 255);
     /// Stripe's invoice, `in_…`.
     InvoiceId("invoice", 255);
+    /// Stripe's price, `price_…`.
+    PriceId("price", 255);
+    /// Stripe's checkout session, `cs_…`.
+    CheckoutSessionId("checkout session", 255);
     /// Stripe's event, `evt_…`, or the identifier of a hint that we made ourselves.
     EventId("event id", 255);
     /// A plan of the price list.

@@ -11,6 +11,7 @@ mod accounts;
 mod audit;
 mod books;
 mod control;
+mod gates;
 mod ledger;
 mod quarantine;
 
@@ -51,6 +52,8 @@ pub struct Tables {
     pub quarantine: String,
     /// Checkpoints of scheduled functions.
     pub control: String,
+    /// What was granted to each user.
+    pub gates: String,
 }
 
 /// All stores, in DynamoDB. It implements every port that stores something; a function's IAM role decides which of them it

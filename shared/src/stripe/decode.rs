@@ -336,11 +336,11 @@ impl MeterSummary {
     }
 }
 
-fn need<T>(value: Option<T>, object: &str, field: &'static str) -> Result<T, String> {
+pub(super) fn need<T>(value: Option<T>, object: &str, field: &'static str) -> Result<T, String> {
     value.ok_or_else(|| format!("{object} has no {field}"))
 }
 
-fn id_of<T>(id: Option<&str>, object: &'static str, new: fn(String) -> Result<T, InvalidId>) -> Result<T, String> {
+pub(super) fn id_of<T>(id: Option<&str>, object: &'static str, new: fn(String) -> Result<T, InvalidId>) -> Result<T, String> {
     new(need(id, object, "id")?.to_owned()).map_err(|error| error.to_string())
 }
 

@@ -16,6 +16,7 @@ mod decode;
 mod key;
 mod meter;
 mod retry;
+mod sell;
 mod state;
 
 pub use client::{Answered, InvalidStripeClient, STRIPE_URL, StripeClient};
@@ -23,7 +24,8 @@ pub use key::{FixedKey, InvalidKey, KeySource, SecretKey};
 pub use retry::Limits;
 
 /// Stripe as the domain's ports want it: [`StripeState`](crate::ports::StripeState), [`MeterSink`](crate::ports::MeterSink)
-/// and [`MeterSummaries`](crate::ports::MeterSummaries).
+/// and [`MeterSummaries`](crate::ports::MeterSummaries); for selling [`Sales`](crate::ports::Sales),
+/// [`CheckoutSessions`](crate::ports::CheckoutSessions) and [`Portal`](crate::ports::Portal).
 pub struct Stripe<K> {
     client: StripeClient<K>,
     /// The meters that were looked up so far.

@@ -29,15 +29,15 @@ pub(super) const PAGE: i64 = 100;
 /// The most pages of a list that are read.
 const MOST_PAGES: usize = 10;
 
-const CUSTOMERS: &str = "/v1/customers";
-const CUSTOMER: &str = "/v1/customers/{id}";
+pub(super) const CUSTOMERS: &str = "/v1/customers";
+pub(super) const CUSTOMER: &str = "/v1/customers/{id}";
 const TEST_CLOCK: &str = "/v1/test_helpers/test_clocks/{id}";
-const SUBSCRIPTIONS: &str = "/v1/subscriptions";
+pub(super) const SUBSCRIPTIONS: &str = "/v1/subscriptions";
 const SUBSCRIPTION: &str = "/v1/subscriptions/{id}";
 const SUBSCRIPTION_ITEMS: &str = "/v1/subscription_items";
 const INVOICES: &str = "/v1/invoices";
 const INVOICE: &str = "/v1/invoices/{id}";
-const CHECKOUT_SESSIONS: &str = "/v1/checkout/sessions";
+pub(super) const CHECKOUT_SESSIONS: &str = "/v1/checkout/sessions";
 const CHECKOUT_SESSION: &str = "/v1/checkout/sessions/{id}";
 
 /// What to do with a list that is longer than [`MOST_PAGES`].

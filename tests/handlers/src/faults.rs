@@ -39,6 +39,8 @@ pub struct Faults(Rc<RefCell<Plan>>);
 #[derive(Default)]
 struct Plan {
     calls: BTreeMap<&'static str, usize>,
+    under_way: usize,
+    waves: usize,
     /// Those of them that are over.
     over: BTreeMap<&'static str, usize>,
     faults: BTreeMap<(&'static str, usize), Fault>,
@@ -85,6 +87,13 @@ impl Faults {
         self.0.borrow().calls.get(call).copied().unwrap_or(0)
     }
 
+    /// How often a call began while none was under way: so many times somebody waited for calls side by side, one wave after
+    /// the other.
+    #[must_use]
+    pub fn waves(&self) -> usize {
+        self.0.borrow().waves
+    }
+
     /// Waits until so many calls of a method are over, whether or not they took effect.
     ///
     /// # Panics
@@ -108,6 +117,7 @@ impl Faults {
         lost: impl FnOnce(String) -> E,
         effect: impl Future<Output = Result<T, E>>,
     ) -> Result<T, E> {
+        let _under_way = UnderWay::begin(self);
         let (fault, meanwhile) = {
             let mut plan = self.0.borrow_mut();
             let number = plan.calls.entry(call).or_insert(0);
@@ -131,6 +141,24 @@ impl Faults {
         };
         *self.0.borrow_mut().over.entry(call).or_insert(0) += 1;
         result
+    }
+}
+
+/// A call is under way for as long as this lives, also when it crashes.
+struct UnderWay<'a>(&'a Faults);
+
+impl<'a> UnderWay<'a> {
+    fn begin(faults: &'a Faults) -> Self {
+        let mut plan = faults.0.borrow_mut();
+        plan.waves += usize::from(plan.under_way == 0);
+        plan.under_way += 1;
+        Self(faults)
+    }
+}
+
+impl Drop for UnderWay<'_> {
+    fn drop(&mut self) {
+        self.0.0.borrow_mut().under_way -= 1;
     }
 }
 

@@ -15,7 +15,8 @@ use yaml_serde::Value;
 const TEMPLATE: &str = include_str!("../../../template.yaml");
 /// What stands for the stack's name.
 const STACK: &str = "tokentill";
-const TABLES: [&str; 9] = ["accounts", "customers", "processed", "outbox", "ledger", "tallies", "books", "quarantine", "control"];
+const TABLES: [&str; 10] =
+    ["accounts", "customers", "processed", "outbox", "ledger", "tallies", "books", "quarantine", "control", "gates"];
 
 /// The template, read for what the tests need of it.
 #[derive(Debug)]

@@ -19,7 +19,7 @@ struct TableShape {
     index: Option<(&'static str, &'static str, &'static str, &'static [&'static str])>,
 }
 
-const TABLES: [TableShape; 5] = [
+const TABLES: [TableShape; 6] = [
     TableShape { name: "ledger", key: &["request_key", "row"], index: Some(("by_time", "time_key", "at_key", &[])) },
     TableShape {
         name: "tallies",
@@ -27,6 +27,7 @@ const TABLES: [TableShape; 5] = [
         index: Some(("touched", "touched_key", "touched_at", &["segment_end"])),
     },
     TableShape { name: "quarantine", key: &["day_shard", "quarantine_id"], index: None },
+    TableShape { name: "gates", key: &["user_id"], index: None },
     TableShape { name: "books", key: &["user_id", "book_key"], index: Some(("due", "due_shard", "due_at", &["due_at"])) },
     TableShape { name: "control", key: &["name"], index: None },
 ];
@@ -37,8 +38,8 @@ pub struct Units {
     items: BTreeMap<(&'static str, String), Attributes>,
     /// Units spent so far.
     pub spent: BTreeMap<PartitionKey, u64>,
-    /// Read units spent so far.
-    reads: f64,
+    /// Half read units spent so far.
+    half_reads: u32,
 }
 
 /// One operation of a request: which item it makes, and what it costs where.
@@ -68,7 +69,7 @@ impl Units {
     /// All read units. Each answer is taken to be of at most 4 KB.
     #[must_use]
     pub fn reads_in_all(&self) -> f64 {
-        self.reads
+        f64::from(self.half_reads) / 2.0
     }
 
     /// The bytes of a table's items, and of their copies in its index if that has all of them, as DynamoDB stores them: with 100
@@ -81,7 +82,7 @@ impl Units {
     /// Counts a request's reads.
     pub(crate) fn read(&mut self, operation: &str, body: &Value) {
         if matches!(operation, "GetItem" | "Query") {
-            self.reads += if body["ConsistentRead"] == true { 1.0 } else { 0.5 };
+            self.half_reads += if body["ConsistentRead"] == true { 2 } else { 1 };
         }
     }
 

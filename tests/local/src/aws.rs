@@ -9,6 +9,8 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use reqwest::{Method, RequestBuilder};
 use serde_json::{Map, Value, json};
+use till::setup::Parameters;
+use tokentill::ports::{Secret, Unavailable};
 
 use crate::ministack::REGION;
 
@@ -77,12 +79,19 @@ impl Aws {
     }
 
     /// Writes an SSM SecureString.
-    ///
-    /// # Errors
-    /// The service refused.
-    pub async fn put_secret(&self, name: &str, value: &str) -> Result<()> {
+    async fn put_secret(&self, name: &str, value: &str) -> Result<()> {
         let body = json!({"Name": name, "Value": value, "Type": "SecureString", "Overwrite": true});
         self.json("ssm", "AmazonSSM.PutParameter", "1.1", &body).await.map(drop)
+    }
+
+    /// The value of an SSM SecureString, if there is one.
+    pub(crate) async fn secret(&self, name: &str) -> Result<Option<String>> {
+        let body = json!({"Name": name, "WithDecryption": true});
+        match self.json("ssm", "AmazonSSM.GetParameter", "1.1", &body).await {
+            Ok(answer) => Ok(answer.pointer("/Parameter/Value").and_then(Value::as_str).map(str::to_owned)),
+            Err(error) if error.to_string().contains("ParameterNotFound") => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 
     /// Sends one message.
@@ -243,6 +252,21 @@ impl Aws {
         let arn = answer.get("Role").and_then(Value::as_str).context("the function has no role")?;
         Ok(arn.rsplit('/').next().unwrap_or(arn).to_owned())
     }
+}
+
+impl Parameters for Aws {
+    async fn get(&self, name: &str) -> Result<Option<Secret>, Unavailable> {
+        let value = self.secret(name).await.map_err(|error| unavailable("reading an SSM parameter", &error))?;
+        Ok(value.map(|value| Secret::new(&value)))
+    }
+
+    async fn put(&self, name: &str, value: &Secret) -> Result<(), Unavailable> {
+        self.put_secret(name, value.expose()).await.map_err(|error| unavailable("writing an SSM parameter", &error))
+    }
+}
+
+fn unavailable(what: &'static str, error: &anyhow::Error) -> Unavailable {
+    Unavailable { what, reason: error.to_string() }
 }
 
 /// DynamoDB's typed attributes as plain JSON. Numbers too large for JSON stay text.

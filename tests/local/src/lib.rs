@@ -19,5 +19,5 @@ pub use ministack::REGION;
 pub use place::{checkout, local_folder};
 pub use progress::{poll, step};
 pub use stack::{KilledWhen, Options, OtherStripe, ReportingPaused, Stack, StackJson};
-pub use stripe::{API_VERSION, EVENTS, Fields, Stripe, data, id_of, text_of};
+pub use stripe::{Fields, Stripe, data, id_of, text_of};
 pub use tools::{Tools, python};

@@ -9,6 +9,11 @@ use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use stripe_sandbox::Sandbox;
+use till::setup::{self, Setup};
+use tokentill::clock::SystemClock;
+use tokentill::domain::price_list::PriceList;
+use tokentill::ports::Secret;
+use tokentill::stripe::FixedKey;
 use tokio::sync::{Mutex, OwnedMutexGuard};
 use tokio::task::JoinSet;
 
@@ -23,6 +28,10 @@ use crate::tools::Tools;
 
 /// Schedules cannot go below a minute; the local stack reports this often.
 const REPORT_INTERVAL: Duration = Duration::from_secs(10);
+
+/// The parameters that the template and `cargo till setup` name by default.
+const SERVICE_TOKENS: &str = "/tokentill/service-tokens";
+const WEBHOOK_SECRETS: &str = "/tokentill/webhook-secrets";
 
 /// How to start a stack.
 #[derive(Debug, Clone)]
@@ -145,11 +154,9 @@ impl Stack {
             }
         };
         let stripe = Stripe::new(&stripe_url, &stripe_key)?;
-        step("telling Stripe the price list", stripe.seed()).await?;
-
-        let service_token = format!("tt_{}", random_text());
-        aws.put_secret("/tokentill/stripe-key", &stripe_key).await?;
-        aws.put_secret("/tokentill/service-tokens", &service_token).await?;
+        let account = SetUp { aws: &aws, url: &stripe_url, key: &stripe_key };
+        let store_key = Some(Secret::new(&stripe_key));
+        step("setting up Stripe", account.apply(setup::Options { store_key, ..setup::Options::default() })).await?;
         deployment::deploy(&tools, &folder, &build, aws.url(), &stripe_url).await?;
         aws.mend_event_sources().await?;
 
@@ -157,15 +164,12 @@ impl Stack {
         let output = |name: &str| outputs.get(name).cloned().with_context(|| format!("template.yaml has no output {name}"));
         let api_url = format!("{}/_aws/execute-api/{}", aws.url(), output("ApiId")?);
         let webhook_url = format!("{api_url}/webhooks/stripe");
-        let webhook_secret = match forwarded_secret {
-            Some(secret) => secret,
-            None => register(&stripe, &webhook_url, sandbox.is_some()).await?,
-        };
-        let mut secrets = vec![webhook_secret.clone()];
+        let webhook_secret = account.webhook(&webhook_url, forwarded_secret, sandbox.is_some()).await?;
         if sandbox.is_some() {
-            secrets.push(stripe.register_thin(&webhook_url).await?);
+            let thin = stripe.register_thin(&webhook_url).await?;
+            account.add_secret(&thin).await?;
         }
-        aws.put_secret("/tokentill/webhook-secrets", &secrets.join(",")).await?;
+        let service_token = aws.secret(SERVICE_TOKENS).await?.context("setup stored no service token")?;
 
         let json = StackJson {
             usage_queue_url: output("UsageQueueUrl")?,
@@ -190,6 +194,16 @@ impl Stack {
         }
         stack.presence.announce(&stack.json)?;
         Ok(stack)
+    }
+
+    /// Whether `cargo till setup` would find nothing to do.
+    ///
+    /// # Errors
+    /// Stripe or SSM cannot be looked at.
+    pub async fn is_set_up(&self) -> Result<bool> {
+        let account = SetUp { aws: &self.aws, url: &self.json.stripe_api_url, key: &self.json.stripe_api_key };
+        let options = setup::Options { webhook_url: Some(self.json.webhook_url.clone()), ..setup::Options::default() };
+        Ok(account.setup(options)?.plan().await?.is_done())
     }
 
     /// What `stack.json` says.
@@ -392,18 +406,52 @@ impl Drop for Presence {
     }
 }
 
-/// The endpoint's secret. Stripe's own API takes no loopback URL; then the events have to be forwarded.
-async fn register(stripe: &Stripe, webhook_url: &str, is_ours: bool) -> Result<String> {
-    match stripe.register_webhook(webhook_url).await {
-        Err(error) if !is_ours => {
-            eprintln!(
-                "local: this Stripe takes no webhook endpoint at {webhook_url} ({error:#}).\n\
-                 local: forward its events: stripe listen --forward-to {webhook_url}\n\
-                 local: and start again with STRIPE_WEBHOOK_SECRET=\"$(stripe listen --print-secret)\""
-            );
-            Ok(format!("whsec_{}", random_text()))
-        }
-        other => other,
+/// What `cargo till setup` does in a real account.
+struct SetUp<'a> {
+    aws: &'a Aws,
+    url: &'a str,
+    key: &'a str,
+}
+
+impl SetUp<'_> {
+    fn setup(&self, options: setup::Options) -> Result<Setup<FixedKey, Aws, SystemClock>> {
+        let (stripe, mode) = setup::client(Some(self.key), false, Some(self.url))?;
+        let (parameters, list) = (self.aws.clone(), PriceList::shipped()?);
+        Ok(Setup { stripe, mode, parameters, clock: SystemClock, list, options })
+    }
+
+    async fn apply(&self, options: setup::Options) -> Result<()> {
+        Ok(self.setup(options)?.apply(|_| ()).await?)
+    }
+
+    async fn add_secret(&self, secret: &str) -> Result<()> {
+        let further_webhook_secret = Some(Secret::new(secret));
+        self.apply(setup::Options { further_webhook_secret, ..setup::Options::default() }).await
+    }
+
+    /// Registers the endpoint; answers its secret. Stripe's own API takes no loopback URL; then the events have to be forwarded.
+    async fn webhook(&self, webhook_url: &str, forwarded_secret: Option<String>, is_ours: bool) -> Result<String> {
+        let secret = match forwarded_secret {
+            Some(secret) => secret,
+            None => match self.apply(setup::Options { webhook_url: Some(webhook_url.to_owned()), ..Default::default() }).await {
+                Ok(()) => {
+                    let secrets = self.aws.secret(WEBHOOK_SECRETS).await?.unwrap_or_default();
+                    let newest = secrets.split_whitespace().next_back();
+                    return Ok(newest.context("setup stored no signing secret")?.to_owned());
+                }
+                Err(error) if is_ours => return Err(error),
+                Err(error) => {
+                    eprintln!(
+                        "local: this Stripe takes no webhook endpoint at {webhook_url} ({error:#}).\n\
+                         local: forward its events: stripe listen --forward-to {webhook_url}\n\
+                         local: and start again with STRIPE_WEBHOOK_SECRET=\"$(stripe listen --print-secret)\""
+                    );
+                    format!("whsec_{}", random_text())
+                }
+            },
+        };
+        self.add_secret(&secret).await?;
+        Ok(secret)
     }
 }
 

@@ -44,6 +44,8 @@ pub(crate) struct Settings {
     pub(crate) global_rate: u32,
     /// Calls a second at each endpoint; 0 is no limit.
     pub(crate) endpoint_rate: u32,
+    /// Whether the first configuration of the portal becomes the default one.
+    pub(crate) first_portal_is_default: bool,
     retry_days: Vec<i64>,
     /// Faults that are still to be played.
     faults: Vec<Fault>,
@@ -63,6 +65,7 @@ impl Default for Settings {
             meter_error_delay_ms: 1_000,
             global_rate: 25,
             endpoint_rate: 25,
+            first_portal_is_default: true,
             retry_days: RETRY_DAYS.to_vec(),
             faults: Vec::new(),
             rejections: Vec::new(),
@@ -92,6 +95,8 @@ pub(crate) struct Fault {
     pub(crate) delay_ms: u64,
     /// Whether the request takes effect first, whatever is answered.
     pub(crate) after_effect: bool,
+    /// How many matching requests go by before the first one meets it.
+    skip: i64,
     left: i64,
 }
 
@@ -114,6 +119,10 @@ pub(crate) fn take_fault(world: &mut World, method: &str, path: &str) -> Option<
     let fault = world.settings.faults.iter_mut().find(|fault| {
         fault.left > 0 && fault.method.as_deref().is_none_or(|wanted| wanted == method) && path.starts_with(&fault.path)
     })?;
+    if fault.skip > 0 {
+        fault.skip -= 1;
+        return None;
+    }
     fault.left -= 1;
     Some(fault.clone())
 }
@@ -213,6 +222,7 @@ fn set(world: &mut World, params: &mut Params) -> Reply {
     let meter_error_delay_ms = number(params, "meter_error_delay_ms", old.meter_error_delay_ms)?;
     let global_rate = number(params, "global_rate", old.global_rate)?;
     let endpoint_rate = number(params, "endpoint_rate", old.endpoint_rate)?;
+    let first_portal_is_default = params.boolean("first_portal_is_default")?.unwrap_or(old.first_portal_is_default);
     let retry_days = params.text("retry_days")?;
     params.finish()?;
     let retry_days = retry_days
@@ -242,6 +252,7 @@ fn set(world: &mut World, params: &mut Params) -> Reply {
     settings.meter_error_delay_ms = meter_error_delay_ms;
     settings.global_rate = global_rate;
     settings.endpoint_rate = endpoint_rate;
+    settings.first_portal_is_default = first_portal_is_default;
     if let Some(days) = retry_days {
         settings.retry_days = days;
     }
@@ -250,6 +261,7 @@ fn set(world: &mut World, params: &mut Params) -> Reply {
         "retry_days": settings.retry_days,
         "summary_lag_secs": summary_lag_secs, "identifier_ttl_secs": identifier_ttl_secs, "meter_call_ms": meter_call_ms,
         "meter_error_delay_ms": meter_error_delay_ms, "global_rate": global_rate, "endpoint_rate": endpoint_rate,
+        "first_portal_is_default": first_portal_is_default,
     }))
 }
 
@@ -261,7 +273,7 @@ fn number<T: From<u32>>(params: &mut Params, name: &str, now: T) -> Result<T, Ap
 
 /// The next `count` requests whose path begins with `path` meet a fault: `status=…` (a 429 is a lock, or with `limited_by=…` a
 /// rate limit), or `drop=true` for a connection that ends without an answer, or only `delay_ms=…`, which may also come with
-/// them; `after_effect=true` lets the request take effect first.
+/// them; `after_effect=true` lets the request take effect first, and `skip` lets so many go by before.
 fn add_fault(world: &mut World, params: &mut Params) -> Reply {
     let path = params.required("path")?;
     let method = params.text("method")?;
@@ -270,6 +282,7 @@ fn add_fault(world: &mut World, params: &mut Params) -> Reply {
     let drop = params.boolean("drop")?.unwrap_or(false);
     let delay_ms = number(params, "delay_ms", 0)?;
     let after_effect = params.boolean("after_effect")?.unwrap_or(false);
+    let skip = params.int("skip")?.unwrap_or(0);
     let left = params.int("count")?.unwrap_or(1);
     params.finish()?;
     if status.is_some() == drop && (drop || delay_ms == 0) {
@@ -280,6 +293,6 @@ fn add_fault(world: &mut World, params: &mut Params) -> Reply {
         .map(|status| u16::try_from(status).ok().filter(|status| (400..600).contains(status)).ok_or_else(bad_status))
         .transpose()?;
     let limited_by = limits::REASONS.into_iter().find(|reason| limited_by.as_deref() == Some(*reason));
-    world.settings.faults.push(Fault { method, path, status, limited_by, drop, delay_ms, after_effect, left });
+    world.settings.faults.push(Fault { method, path, status, limited_by, drop, delay_ms, after_effect, skip, left });
     Ok(json!({"faults": world.settings.faults.len()}))
 }

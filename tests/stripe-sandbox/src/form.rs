@@ -192,6 +192,11 @@ impl Params {
         Ok(texts)
     }
 
+    /// Whether anything was sent under `name`: itself, or below it.
+    pub(crate) fn has_below(&self, name: &str) -> bool {
+        self.entries.keys().any(|key| key.strip_prefix(name).is_some_and(|rest| rest.is_empty() || rest.starts_with('[')))
+    }
+
     /// A map of texts below `name`, as `payload[value]=…`.
     pub(crate) fn map(&mut self, name: &str) -> BTreeMap<String, String> {
         let keys: Vec<String> = self

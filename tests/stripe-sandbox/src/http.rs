@@ -17,7 +17,8 @@ use crate::events::{ACCOUNT_API_VERSION, Cause};
 use crate::form::Params;
 use crate::world::{World, new_id};
 use crate::{
-    checkout, clock, customers, events, invoices, limits, meters, payment_methods, prices, products, subscriptions, webhooks,
+    checkout, clock, customers, events, invoices, limits, meters, payment_methods, portal, prices, products, subscriptions,
+    webhooks,
 };
 
 /// The largest body that is read.
@@ -411,6 +412,11 @@ fn route(world: &mut World, method: &str, path: &[&str], params: &mut Params) ->
         ("POST", ["billing", "meters", id, "reactivate"]) => meters::set_active(world, id, true, params),
         ("GET", ["billing", "meters", id, "event_summaries"]) => meters::summaries(world, id, params),
         ("POST", ["billing", "meter_events"]) => meters::record(world, params),
+        ("POST", ["billing_portal", "configurations"]) => portal::create(world, params),
+        ("GET", ["billing_portal", "configurations"]) => portal::list(world, params),
+        ("GET", ["billing_portal", "configurations", id]) => portal::retrieve(world, id, params),
+        ("POST", ["billing_portal", "configurations", id]) => portal::update(world, id, params),
+        ("POST", ["billing_portal", "sessions"]) => portal::create_session(world, params),
         ("POST", ["checkout", "sessions"]) => checkout::create(world, params),
         ("GET", ["checkout", "sessions"]) => checkout::list(world, params),
         ("GET", ["checkout", "sessions", id]) => checkout::retrieve(world, id, params),

@@ -21,6 +21,7 @@ mod invoices;
 mod limits;
 mod meters;
 mod payment_methods;
+mod portal;
 mod prices;
 mod products;
 mod subscriptions;

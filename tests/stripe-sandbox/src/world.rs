@@ -16,6 +16,7 @@ use crate::invoices::Invoice;
 use crate::limits::UsedUp;
 use crate::meters::{Meter, MeterEvent, Rejected};
 use crate::payment_methods::PaymentMethod;
+use crate::portal::Configuration;
 use crate::prices::Price;
 use crate::products::Product;
 use crate::subscriptions::Subscription;
@@ -93,6 +94,8 @@ pub(crate) struct World {
     pub(crate) meter_locks: HashSet<(String, String)>,
     /// Checkout sessions.
     pub(crate) sessions: Shelf<Session>,
+    /// Configurations of the customer portal.
+    pub(crate) configurations: Shelf<Configuration>,
     /// Meter events that were thrown away and are not told of yet: by meter, or of no meter at all.
     pub(crate) rejected: BTreeMap<Option<String>, Rejected>,
     /// Meters whose thrown away events are to be told of; a delivery task takes them from here.

@@ -226,6 +226,30 @@ def checkout_gives_a_subscription(base, metered, receiver):
     assert v1.checkout.sessions.retrieve(declined.id).status == "open"
 
 
+def the_portal_opens():
+    """A session needs a configuration; the first one is the default."""
+    customer = v1.customers.create({"metadata": {"user_id": "portal"}})
+    error = refused(stripe.InvalidRequestError, v1.billing_portal.sessions.create, {"customer": customer.id})
+    assert "default configuration has not been created" in error.user_message
+    configuration = v1.billing_portal.configurations.create(
+        {
+            "business_profile": {"headline": "Your plan"},
+            "features": {
+                "customer_update": {"enabled": True, "allowed_updates": ["email"]},
+                "invoice_history": {"enabled": True},
+                "payment_method_update": {"enabled": True},
+                "subscription_cancel": {"enabled": True, "mode": "at_period_end"},
+            },
+        }
+    )
+    assert configuration.is_default and configuration.features.subscription_cancel.mode == "at_period_end"
+    changed = v1.billing_portal.configurations.update(configuration.id, {"default_return_url": "https://example.com/"})
+    assert changed.features.payment_method_update.enabled
+    assert [c.id for c in v1.billing_portal.configurations.list({"is_default": True}).data] == [configuration.id]
+    session = v1.billing_portal.sessions.create({"customer": customer.id})
+    assert session.url.startswith("https://billing.stripe.com/") and session.return_url == "https://example.com/"
+
+
 def meter_events_count_once(meter, base, metered):
     now = int(time.time())
     customer = v1.customers.create({"payment_method": "pm_card_visa"}).id
@@ -407,6 +431,7 @@ def main():
     customers_are_kept()
     meter, base, metered = catalogue()
     checkout_gives_a_subscription(base, metered, receiver)
+    the_portal_opens()
     meter_events_count_once(meter, base, metered)
     usage_that_is_thrown_away_is_told(Receiver(client.parse_event_notification))
     a_month_passes_and_a_payment_fails(meter, base, metered, receiver)

@@ -237,9 +237,18 @@ impl Work<'_> {
     async fn access(&self) -> Result<()> {
         self.get("/v1/access?user_id=somebody").await?;
         self.get("/v1/usage?user_id=somebody").await?;
+        // A grant, to somebody new each time: the free tier ends.
+        self.check(&unique("user")).await?;
         // The ledger by its index, and the table itself.
         self.get("/v1/usage/events?user_id=somebody").await?;
-        self.get("/v1/usage/events?user_id=somebody&request_id=req_1").await.map(drop)
+        self.get("/v1/usage/events?user_id=somebody&request_id=req_1").await?;
+        // A new user's checkout: the Stripe key, and the hint that joins the user to its new customer.
+        let user = unique("user");
+        let (success, cancel) = ("https://example.com/thanks", "https://example.com/pricing");
+        let offer = json!({"user_id": user, "plan": "pro", "success_url": success, "cancel_url": cancel});
+        let sold = self.post("/v1/checkout", &offer).await?;
+        ensure!(sold["url"].as_str().is_some_and(|url| url.starts_with("https://")), "a checkout without a link");
+        Ok(())
     }
 
     /// A user with a subscription, synchronised: customer, subscription, and the end of its period.
@@ -309,12 +318,29 @@ impl Work<'_> {
     }
 
     async fn get(&self, path: &str) -> Result<Value> {
-        let url = format!("{}{path}", self.stack.json().api_url);
-        let answer = self.http.get(url).bearer_auth(&self.stack.json().service_token).send().await?;
+        self.asked(path, self.http.get(format!("{}{path}", self.stack.json().api_url))).await
+    }
+
+    async fn post(&self, path: &str, body: &Value) -> Result<Value> {
+        self.asked(path, self.http.post(format!("{}{path}", self.stack.json().api_url)).json(body)).await
+    }
+
+    async fn asked(&self, path: &str, request: reqwest::RequestBuilder) -> Result<Value> {
+        let answer = request.bearer_auth(&self.stack.json().service_token).send().await?;
         let status = answer.status();
         let body = answer.text().await?;
         ensure!(status.is_success(), "{path}: {status}: {body}");
         Ok(serde_json::from_str(&body)?)
+    }
+
+    /// Asks for one request of a user, and has to be granted it.
+    async fn check(&self, user: &str) -> Result<()> {
+        let url = format!("{}/v1/check", self.stack.json().api_url);
+        let request = self.http.post(url).bearer_auth(&self.stack.json().service_token);
+        let answer = request.header("content-type", "application/json").body(json!({"user_id": user}).to_string()).send().await?;
+        let status = answer.status();
+        ensure!(status.as_u16() == 200, "/v1/check: {status}: {}", answer.text().await?);
+        Ok(())
     }
 
     /// A call to AWS as the account's root, which the emulator takes unsigned.

@@ -6,6 +6,7 @@ mod demo;
 mod grants;
 mod official;
 mod producer;
+mod python;
 mod samples;
 
 use tokio::sync::{Mutex, MutexGuard};

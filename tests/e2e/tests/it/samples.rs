@@ -17,9 +17,12 @@ pub(crate) async fn each_invokes_its_function(stack: &Stack) {
         ("reporter", include_str!("../../../../events/scheduled.json"), "nothing"),
         ("sweeper", include_str!("../../../../events/scheduled.json"), "nothing"),
         ("access", include_str!("../../../../events/access.json"), "401"),
+        ("access", include_str!("../../../../events/check.json"), "401"),
         ("access", include_str!("../../../../events/usage-query.json"), "401"),
         ("access", include_str!("../../../../events/usage-events.json"), "401"),
         ("access", include_str!("../../../../events/usage-of-request.json"), "401"),
+        ("access", include_str!("../../../../events/checkout.json"), "401"),
+        ("access", include_str!("../../../../events/portal.json"), "401"),
     ] {
         let event: Value = serde_json::from_str(sample).unwrap();
         let invoked = stack.aws().invoke(&stack.function(function).unwrap(), &event).await.unwrap();

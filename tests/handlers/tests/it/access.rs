@@ -2,24 +2,27 @@
 
 use std::{cell::Cell, collections::BTreeMap, fmt::Write as _, future::Future, ops::Range};
 
-use access::AccessApi;
+use access::{AccessApi, Cache, Seller};
 use expect_test::{Expect, expect};
-use handlers::{Fault, Faults, Faulty, TestClock, TestSecret, World};
+use handlers::{Fault, Faults, Faulty, Queue, TestClock, TestSecret, World};
 use lambda_http::{Body, Request, request};
 use serde_json::{Value, json};
 use tokentill::{
+    config::StripeMode,
     domain::{
         account::Account,
         audit::{ByHour, Position},
         counting::LedgerRow,
         facts::Status,
+        gate::{Granted, Take, Taken},
         id::{CustomerId, EventId, RequestId, UserId},
         price_list::PriceList,
         report::{Book, Tally},
         time::{EpochSecs, UtcDay},
     },
     dynamodb::Store,
-    ports::{AccountChange, Accounts, Audit, Clock, Commit, CustomerRecord, Reported, Tallies, Unavailable},
+    ports::{AccountChange, Accounts, Audit, Clock, Commit, CustomerRecord, Gates, Reported, Tallies, Unavailable},
+    stripe::{FixedKey, SecretKey, Stripe, StripeClient},
 };
 
 use crate::{
@@ -36,6 +39,10 @@ pub(crate) struct Reads {
 }
 
 impl Reads {
+    pub(crate) fn of(world: &World) -> Self {
+        Self { store: world.store_of("access"), most: Cell::new(usize::MAX) }
+    }
+
     pub(crate) fn faults(&self) -> &Faults {
         &self.store.faults
     }
@@ -77,6 +84,16 @@ impl Tallies for Reads {
     }
 }
 
+impl Gates for Reads {
+    async fn granted(&self, user_id: &UserId) -> Result<Granted, Unavailable> {
+        self.read("granted", self.store.port.granted(user_id)).await
+    }
+
+    async fn take(&self, take: &Take<'_>) -> Result<Taken, Unavailable> {
+        self.read("take", self.store.port.take(take)).await
+    }
+}
+
 impl Reported for Reads {
     async fn books(&self, user_id: &UserId, from: UtcDay, to: UtcDay) -> Result<BTreeMap<String, Book>, Unavailable> {
         self.read("books", self.store.port.books(user_id, from, to)).await
@@ -114,20 +131,40 @@ impl Audit for Reads {
     }
 }
 
+pub(crate) type Api = AccessApi<TestSecret, Reads, TestClock, Seller<Stripe<FixedKey>, Queue>>;
+
 pub(crate) struct Bench {
     pub(crate) world: World,
-    pub(crate) api: AccessApi<TestSecret, Reads, TestClock>,
+    pub(crate) api: Api,
 }
 
+/// A bench whose API knows nothing of a user from one question to the next, as after a cold start.
 pub(crate) async fn bench() -> Bench {
+    warm_bench(0).await
+}
+
+/// A bench whose API remembers users for so many seconds.
+pub(crate) async fn warm_bench(cache_secs: u32) -> Bench {
     let world = World::start().await;
-    let api = AccessApi {
+    let api = api(&world, cache_secs);
+    Bench { world, api }
+}
+
+/// An instance of the function in this world.
+pub(crate) fn api(world: &World, cache_secs: u32) -> Api {
+    AccessApi {
         tokens: TestSecret::new(SERVICE_TOKEN),
-        store: Reads { store: world.store_of("access"), most: Cell::new(usize::MAX) },
+        store: Reads::of(world),
+        cache: Cache::new(cache_secs),
         clock: world.clock.clone(),
         prices: PriceList::shipped().unwrap(),
-    };
-    Bench { world, api }
+        seller: Seller::new(nowhere(), world.queue.clone(), StripeMode::Test),
+    }
+}
+
+/// A Stripe that cannot be reached, for an API that sells nothing.
+fn nowhere() -> Stripe<FixedKey> {
+    Stripe::new(StripeClient::new(Some("http://127.0.0.1:1"), FixedKey(SecretKey::new("sk_test_none").unwrap())).unwrap())
 }
 
 /// What came back: status, content type, body.

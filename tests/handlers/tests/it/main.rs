@@ -10,14 +10,17 @@
 
 mod access;
 mod audit;
+mod check;
 mod cli;
 mod cost;
 mod guarantees;
 mod load;
 mod logs;
+mod openapi;
 mod reporter;
 mod samples;
 mod schema;
+mod sell;
 mod sweeper;
 mod sync;
 mod usage;

@@ -28,9 +28,12 @@ pub(crate) const USAGE: &str = include_str!("../../../../events/usage.json");
 pub(crate) const USAGE_BATCH: &str = include_str!("../../../../events/usage-batch.json");
 pub(crate) const SCHEDULED: &str = include_str!("../../../../events/scheduled.json");
 pub(crate) const ACCESS: &str = include_str!("../../../../events/access.json");
+pub(crate) const CHECK: &str = include_str!("../../../../events/check.json");
 pub(crate) const USAGE_QUERY: &str = include_str!("../../../../events/usage-query.json");
 pub(crate) const USAGE_EVENTS: &str = include_str!("../../../../events/usage-events.json");
 pub(crate) const USAGE_OF_REQUEST: &str = include_str!("../../../../events/usage-of-request.json");
+pub(crate) const CHECKOUT: &str = include_str!("../../../../events/checkout.json");
+pub(crate) const PORTAL: &str = include_str!("../../../../events/portal.json");
 
 /// Planted in requests and parameters; `logs` looks for them in everything that is printed.
 pub(crate) const WEBHOOK_SECRET: &str = "whsec_PlantedSecret";

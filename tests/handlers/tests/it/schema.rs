@@ -1,5 +1,6 @@
 //! The JSON Schema of the usage message says what `read_message` does, on every sample and at every limit.
 
+use regex_lite::Regex;
 use serde_json::{Map, Value, json};
 use tokentill::domain::{
     time::EpochSecs,
@@ -10,8 +11,8 @@ fn schema() -> Value {
     serde_json::from_str(include_str!("../../../../events/usage-message.schema.json")).unwrap()
 }
 
-/// Whether a value is as the schema says. It knows the keywords that our schema uses, and panics at any other.
-fn allows(root: &Value, schema: &Value, value: &Value) -> bool {
+/// Whether a value is as the schema says. It knows the keywords that our schemas use, and panics at any other.
+pub(crate) fn allows(root: &Value, schema: &Value, value: &Value) -> bool {
     let Value::Object(keywords) = schema else { return schema.as_bool().unwrap() };
     let none = Map::new();
     let object = value.as_object();
@@ -19,8 +20,10 @@ fn allows(root: &Value, schema: &Value, value: &Value) -> bool {
     let limit = |limit: &Value| usize::try_from(limit.as_u64().unwrap()).unwrap();
     let chars = value.as_str().map(|text| text.chars().count());
     keywords.iter().all(|(keyword, says)| match keyword.as_str() {
-        "$schema" | "$defs" | "title" | "description" => true,
+        "$schema" | "$defs" | "title" | "description" | "default" | "example" => true,
         "$ref" => allows(root, root.pointer(says.as_str().unwrap().trim_start_matches('#')).unwrap(), value),
+        "allOf" => says.as_array().unwrap().iter().all(|one| allows(root, one, value)),
+        "enum" => says.as_array().unwrap().contains(value),
         "anyOf" => says.as_array().unwrap().iter().any(|one| allows(root, one, value)),
         "type" => match says {
             Value::Array(types) => types.iter().any(|one| is_a(one.as_str().unwrap(), value)),
@@ -31,8 +34,8 @@ fn allows(root: &Value, schema: &Value, value: &Value) -> bool {
         }
         "properties" => entries().all(|(name, value)| says.get(name).is_none_or(|says| allows(root, says, value))),
         "additionalProperties" => {
-            assert!(!keywords.contains_key("properties"), "this check does not tell the other properties from those");
-            entries().all(|(_, value)| allows(root, says, value))
+            let named = |name: &str| keywords.get("properties").is_some_and(|named| named.get(name).is_some());
+            entries().filter(|(name, _)| !named(name)).all(|(_, value)| allows(root, says, value))
         }
         "propertyNames" => entries().all(|(name, _)| allows(root, says, &json!(name))),
         "maxProperties" => object.is_none_or(|object| object.len() <= limit(says)),
@@ -42,6 +45,7 @@ fn allows(root: &Value, schema: &Value, value: &Value) -> bool {
         "maxLength" => chars.is_none_or(|chars| chars <= limit(says)),
         "minimum" => value.as_f64().is_none_or(|number| number >= says.as_f64().unwrap()),
         "maximum" => value.as_f64().is_none_or(|number| number <= says.as_f64().unwrap()),
+        "pattern" => value.as_str().is_none_or(|text| Regex::new(says.as_str().unwrap()).unwrap().is_match(text)),
         // The grammar of RFC 3339 is not written twice.
         "format" => says == "date-time" && value.as_str().is_none_or(|text| EpochSecs::parse_rfc3339(text).is_some()),
         unknown => panic!("teach this check the keyword {unknown}"),

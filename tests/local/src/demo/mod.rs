@@ -4,6 +4,7 @@
 //! the time for it is over; each look is a row. A later chapter is a further method called by [`Demo::play`].
 
 mod calls;
+mod sale;
 mod table;
 
 use std::time::{Duration, Instant};
@@ -71,47 +72,13 @@ impl<'a> Demo<'a> {
     }
 
     async fn play(&mut self) -> Result<()> {
-        step("demo: ada is on the free tier", self.free_tier()).await?;
+        step("demo: Stripe is set up", self.set_up()).await?;
+        step("demo: ada uses the free tier up", self.free_tier()).await?;
         step("demo: ada's checkout completes", self.checkout()).await?;
         step("demo: a thousand calls", self.thousand_calls()).await?;
         step("demo: ada's payment fails at the renewal", self.failed_payment()).await?;
         step("demo: calls of the month that is over", self.late_calls()).await?;
         step("demo: the invoice is paid", self.late_payment()).await
-    }
-
-    async fn free_tier(&mut self) -> Result<()> {
-        self.look("before the checkout", "free on free, allowed", SOON, Self::standing).await
-    }
-
-    async fn checkout(&mut self) -> Result<()> {
-        let stripe = self.stack.stripe();
-        let frozen = self.start.as_second().to_string();
-        let clock = stripe.post("/v1/test_helpers/test_clocks", &[("frozen_time", &frozen), ("name", "demo month")]).await?;
-        self.clock = id_of(&clock)?;
-        let customer = [("test_clock", self.clock.as_str()), ("email", "ada@example.com"), ("name", "Ada")];
-        self.customer = id_of(&stripe.post("/v1/customers", &customer).await?)?;
-
-        let mut prices = Vec::new();
-        for lookup_key in ["pro_base", "pro_requests", "pro_tokens_in", "pro_tokens_out"] {
-            prices.push(stripe.price(lookup_key).await?.with_context(|| format!("Stripe has no price {lookup_key}"))?);
-        }
-        let names: Vec<String> = (0..prices.len()).map(|at| format!("line_items[{at}][price]")).collect();
-        let mut session = vec![
-            ("mode", "subscription"),
-            ("customer", self.customer.as_str()),
-            ("client_reference_id", USER),
-            ("success_url", "https://example.com/thanks"),
-            ("subscription_data[metadata][user_id]", USER),
-            ("subscription_data[billing_mode][type]", "flexible"),
-            ("line_items[0][quantity]", "1"),
-        ];
-        session.extend(names.iter().zip(&prices).map(|(name, price)| (name.as_str(), price.as_str())));
-        let session = id_of(&stripe.post("/v1/checkout/sessions", &session).await?)?;
-        let path = format!("/_sandbox/checkout/sessions/{session}/complete");
-        let completed = stripe.post(&path, &[("payment_method", "pm_card_visa")]).await?;
-        self.subscription = text_of(&completed, "subscription").context("the session has no subscription")?.to_owned();
-        self.look("after the checkout", "active on pro, allowed", SOON, Self::standing).await?;
-        self.look("notices to ada", "account.provisioned", SOON, Self::notices).await
     }
 
     async fn thousand_calls(&mut self) -> Result<()> {
@@ -210,12 +177,17 @@ impl<'a> Demo<'a> {
             }
             tokio::time::sleep(PAUSE).await;
         };
+        self.row(what, expected, is);
+        Ok(())
+    }
+
+    /// Makes a row.
+    fn row(&mut self, what: &str, expected: &str, is: String) {
         let row = Row { what: what.to_owned(), expected: expected.to_owned(), is };
         if !row.ok() {
             eprintln!("local: demo: {what}: expected {expected}, is {}", row.is);
         }
         self.table.rows.push(row);
-        Ok(())
     }
 
     /// Asks the access API.
