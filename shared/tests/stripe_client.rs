@@ -995,7 +995,7 @@ async fn a_customer_is_made_under_one_key_and_what_stripe_remembers_with_it_is_k
         4..=6 => error(500, "api_error"),
         7..=9 => error(409, "idempotency_key_in_use"),
         10..=12 => error(429, "lock_timeout"),
-        _ => Reply::Hang,
+        _ => Reply::HangUp,
     });
     assert_eq!(server.stripe().make_customer(&user("ada"), "key_1").await, Ok(cus("cus_ada")));
     let received = server.received();
