@@ -588,7 +588,8 @@ pub trait Sales {
     /// Makes a customer whose metadata names the user. The same idempotency key gives the same customer.
     ///
     /// # Errors
-    /// [`StripeError`]; if its fate is unknown, the same key tells.
+    /// [`StripeError`]; if its fate is unknown, the same key tells, unless the error
+    /// [may come again with it](StripeError::may_come_again_with_its_key).
     async fn make_customer(&self, user_id: &UserId, key: &str) -> Result<CustomerId, StripeError>;
 }
 
@@ -598,7 +599,8 @@ pub trait CheckoutSessions {
     /// may be an answer of the past, given again, so the sessions are to be looked at afterwards.
     ///
     /// # Errors
-    /// [`StripeError`]; [`StripeError::is_of_a_used_key`] if the key was used for another offer.
+    /// [`StripeError`]; it [may come again with its key](StripeError::may_come_again_with_its_key), also where the key was used for
+    /// another offer.
     async fn open_session(&self, customer: &CustomerId, offer: &Offer, key: &str) -> Result<(), StripeError>;
 
     /// Expires an open session: nobody can pay in it any more.
@@ -713,7 +715,7 @@ pub enum StripeError {
     /// Nobody knows whether it was done, or it may be done later.
     #[error("Stripe is not available: {reason} (request {request_id})")]
     Unavailable {
-        /// What happened: a timeout, a broken connection, 429, 5xx.
+        /// What happened: a timeout, a broken connection, or the status of an answer (429, 5xx) as `HTTP 500 …`.
         reason: String,
         /// How long Stripe asks all callers to wait: told, or one second where it names a rate limit. A lock on one object
         /// (429 `lock_timeout`) asks nobody else to wait.
@@ -731,10 +733,19 @@ pub enum StripeError {
     },
 }
 
+/// How the reason begins where the answer's status was 500 or more.
+const SERVER_FAILED: &str = "HTTP 5";
+
 impl StripeError {
-    /// Whether a request was refused because its idempotency key was used before with other parameters.
+    /// Whether this may be what Stripe remembers with the request's idempotency key, so that the key brings it again although it no
+    /// longer holds, or is the refusal of a key that was used for something else. Limits, locks and conflicts are not remembered,
+    /// and where no answer came, the same key tells what became of the request.
     #[must_use]
-    pub fn is_of_a_used_key(&self) -> bool {
-        matches!(self, Self::Refused { code, .. } if code == "idempotency_error")
+    pub fn may_come_again_with_its_key(&self) -> bool {
+        match self {
+            Self::Refused { .. } | Self::Unauthorised { .. } => true,
+            Self::Unavailable { reason, .. } => reason.starts_with(SERVER_FAILED),
+            Self::NotFound { .. } | Self::Unreadable { .. } => false,
+        }
     }
 }

@@ -983,22 +983,30 @@ async fn a_session_is_asked_for_under_one_key_with_all_that_the_offer_holds() {
 }
 
 #[tokio::test]
-async fn a_customer_is_made_under_one_key_and_a_used_key_is_known() {
+async fn a_customer_is_made_under_one_key_and_what_stripe_remembers_with_it_is_known() {
     let server = Server::start(|_, before| match before {
         0 => error(429, "lock_timeout"),
         1 => ok(&json!({ "id": "cus_ada" })),
-        _ => {
+        2 => {
             let body = json!({ "error": { "type": "idempotency_error", "message": "Keys can only be used once." } });
             Reply::Answer(400, vec![], body.to_string())
         }
+        3 => error(403, "more_permissions_required"),
+        4..=6 => error(500, "api_error"),
+        7..=9 => error(409, "idempotency_key_in_use"),
+        10..=12 => error(429, "lock_timeout"),
+        _ => Reply::HangUp,
     });
     assert_eq!(server.stripe().make_customer(&user("ada"), "key_1").await, Ok(cus("cus_ada")));
     let received = server.received();
     assert_eq!(received[1].header("idempotency-key"), Some("key_1"));
     assert_eq!(fields(&received[1].body), ["metadata[user_id]=ada"]);
-    let refused = server.stripe().open_session(&cus("cus_ada"), &offer(), "key_1").await.unwrap_err();
-    assert!(refused.is_of_a_used_key(), "{refused:?}");
-    assert!(!StripeError::NotFound { request_id: String::new() }.is_of_a_used_key());
+    for (what, may_come_again) in
+        [("a used key", true), ("403", true), ("500", true), ("409", false), ("429", false), ("no answer", false)]
+    {
+        let failed = server.stripe().open_session(&cus("cus_ada"), &offer(), "key_1").await.unwrap_err();
+        assert_eq!(failed.may_come_again_with_its_key(), may_come_again, "{what}: {failed:?}");
+    }
 }
 
 #[tokio::test]

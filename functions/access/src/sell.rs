@@ -10,6 +10,7 @@ use lambda_http::Request;
 use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::json;
 use tokentill::{
+    chance,
     config::StripeMode,
     domain::{
         account::Account,
@@ -128,7 +129,8 @@ where
             Some(account) => account.customer_id.clone(),
             None => self.new_customer(&sale.user_id, None, None).await?,
         };
-        let mut refused = false;
+        // The newest session at the look after which opening another one failed.
+        let mut failed_after = None;
         for _ in 0..MAX_LOOKS {
             let (buyer, price_ids) = futures_util::join!(stripe.buyer(&customer), self.price_ids(sale.plan));
             let offer = self.offer(sale, &price_ids?)?;
@@ -153,14 +155,14 @@ where
                 }
                 Step::Expire(sessions) => self.expire(&sessions).await?,
                 Step::Open { after } => {
-                    let key = selling::session_key(&customer, after.as_ref(), now);
+                    let again = failed_after.as_ref() == Some(&after);
+                    let key = if again { chance::identifier() } else { selling::session_key(&customer, after.as_ref(), now) };
                     match stripe.open_session(&customer, &offer, &key).await {
                         Ok(()) => {}
-                        // Somebody else was at it, with another offer.
-                        Err(error) if error.is_of_a_used_key() => {}
-                        // Perhaps a price that was archived since it was read.
-                        Err(StripeError::Refused { .. }) if !refused => {
-                            refused = true;
+                        // Somebody else was at it with another offer, or the failure is an old one, or a price was archived
+                        // since it was read.
+                        Err(error) if error.may_come_again_with_its_key() && !again => {
+                            failed_after = Some(after);
                             self.forget_prices();
                         }
                         Err(error) => return Err(error.into()),
@@ -185,8 +187,7 @@ where
         account: Option<&Account>,
         in_place_of: Option<&CustomerId>,
     ) -> Result<CustomerId, Problem> {
-        let key = selling::customer_key(user_id, in_place_of);
-        let customer = self.seller.stripe.make_customer(user_id, &key).await?;
+        let customer = self.made_customer(user_id, in_place_of).await?;
         if selling::joins_before_it_buys(account) {
             let livemode = self.seller.mode.livemode();
             let hint = Hint::of_new_customer(&customer, self.clock.now(), livemode);
@@ -194,6 +195,17 @@ where
             self.seller.hints.send(&hint, hint.event_id.as_str()).await?;
         }
         Ok(customer)
+    }
+
+    /// Makes a customer. No failure that Stripe remembers with a key stands in the way of the next attempt.
+    async fn made_customer(&self, user_id: &UserId, in_place_of: Option<&CustomerId>) -> Result<CustomerId, StripeError> {
+        for key in selling::customer_keys(user_id, in_place_of, self.clock.now()) {
+            match self.seller.stripe.make_customer(user_id, &key).await {
+                Err(error) if error.may_come_again_with_its_key() => {}
+                made => return made,
+            }
+        }
+        self.seller.stripe.make_customer(user_id, &chance::identifier()).await
     }
 
     async fn expire(&self, sessions: &[CheckoutSessionId]) -> Result<(), Problem> {

@@ -210,16 +210,20 @@ impl Offer {
     }
 }
 
-/// The idempotency key under which a user's customer is made. The same user gives the same customer, as long as Stripe remembers
-/// keys (a day at least); in place of a customer that is gone there is another one, once.
+/// The idempotency keys under which a user's customer is made, or the one in place of a customer that is gone: the second only
+/// where Stripe gave a failure under the first, which it remembers with the key (for a day at least). The first is the same at all
+/// times, and so gives the same customer to whoever asks; the second holds the hour. Beyond both only chance has keys that no
+/// failure is remembered under.
 #[must_use]
-pub fn customer_key(user_id: &UserId, in_place_of: Option<&CustomerId>) -> String {
-    hashed(&["customer", VERSION, user_id.as_str(), in_place_of.map_or("", CustomerId::as_str)])
+pub fn customer_keys(user_id: &UserId, in_place_of: Option<&CustomerId>, now: EpochSecs) -> [String; 2] {
+    let key = |hour: &str| hashed(&["customer", VERSION, user_id.as_str(), in_place_of.map_or("", CustomerId::as_str), hour]);
+    [key(""), key(&now.hour().as_secs().to_string())]
 }
 
 /// The idempotency key under which a session is opened for a customer whose newest session is `after`. So of two who saw the same
 /// state, only one opens a session, whatever they offer: the other one gets the same session, or is refused for its other
-/// offer. The hour is in it because Stripe also remembers its own failures under a key.
+/// offer. A failure is remembered with the key, too: whoever meets one and then sees the same state as before needs a key that
+/// nobody has used, and may use it, because it is the look afterwards that settles two sessions.
 #[must_use]
 pub fn session_key(customer: &CustomerId, after: Option<&CheckoutSessionId>, now: EpochSecs) -> String {
     let after = after.map_or("", CheckoutSessionId::as_str);
@@ -437,17 +441,18 @@ mod tests {
         let (ada, bob) = (UserId::new("ada@example.com").unwrap(), UserId::new("bob").unwrap());
         let (one, two) = (CustomerId::new("cus_1").unwrap(), CustomerId::new("cus_2").unwrap());
         let keys = [
-            customer_key(&ada, None),
-            customer_key(&bob, None),
-            customer_key(&ada, Some(&one)),
-            customer_key(&ada, Some(&two)),
             session_key(&one, None, now()),
             session_key(&two, None, now()),
             session_key(&one, Some(&id("cs_1")), now()),
             session_key(&one, Some(&id("cs_2")), now()),
             session_key(&one, None, now().plus_secs(HOUR_SECS)),
         ];
+        let later = now().plus_secs(HOUR_SECS);
+        let customers = [(&ada, None), (&bob, None), (&ada, Some(&one)), (&ada, Some(&two))];
+        let customers = customers.map(|(user_id, gone)| customer_keys(user_id, gone, now()));
+        let keys = [&keys[..], &customers.concat(), &customer_keys(&ada, None, later)[1..]].concat();
         assert_eq!(keys.iter().collect::<std::collections::BTreeSet<_>>().len(), keys.len());
+        assert_eq!(customers[0][0], customer_keys(&ada, None, later)[0]);
         assert_eq!(session_key(&one, None, now()), session_key(&one, None, now().plus_secs(1)));
         assert!(keys.iter().all(|key| key.len() == 64 && !key.contains("ada")));
     }

@@ -12,6 +12,7 @@ use crate::error::ApiError;
 pub(crate) struct Params {
     entries: BTreeMap<String, String>,
     read: BTreeSet<String>,
+    accepted: bool,
 }
 
 /// A change to an object's metadata.
@@ -84,7 +85,7 @@ impl Params {
                 return Err(ApiError::invalid_param(&key, format!("Received the parameter {key} more than once.")));
             }
         }
-        Ok(Self { entries, read: BTreeSet::new() })
+        Ok(Self { entries, ..Self::default() })
     }
 
     /// All parameters; two requests with equal maps are the same request, in whatever order they named them.
@@ -263,9 +264,15 @@ impl Params {
     }
 
     /// Refuses what was sent and not read. Call it before anything is changed.
-    pub(crate) fn finish(&self) -> Result<(), ApiError> {
+    pub(crate) fn finish(&mut self) -> Result<(), ApiError> {
         let unknown: Vec<String> = self.entries.keys().filter(|key| !self.read.contains(*key)).cloned().collect();
-        if unknown.is_empty() { Ok(()) } else { Err(ApiError::unknown_params(&unknown)) }
+        self.accepted = unknown.is_empty();
+        if self.accepted { Ok(()) } else { Err(ApiError::unknown_params(&unknown)) }
+    }
+
+    /// Whether [`Params::finish`] found nothing wrong: from then on the call is being executed.
+    pub(crate) fn are_accepted(&self) -> bool {
+        self.accepted
     }
 }
 

@@ -269,6 +269,7 @@ async fn serve(shared: &Arc<Shared>, call: &Call, mut params: Params) -> Option<
         tokio::time::sleep(late).await;
     }
     let mut answer = fault.answer().map(Answer::from);
+    let is_ordered = answer.is_some();
     if fault.after_effect || (answer.is_none() && !fault.drop) {
         let performed = Answer::from(perform(shared, call, &mut params).await);
         answer.get_or_insert(performed);
@@ -277,7 +278,7 @@ async fn serve(shared: &Arc<Shared>, call: &Call, mut params: Params) -> Option<
         shared.with_world(|world| {
             world.keys_in_use.remove(key);
             if let Some(answer) = &answer
-                && is_saved(answer.status)
+                && is_saved(answer.status, is_ordered || params.are_accepted())
             {
                 world.saved_answers.insert(
                     key.clone(),
@@ -299,9 +300,9 @@ async fn serve(shared: &Arc<Shared>, call: &Call, mut params: Params) -> Option<
     answer.filter(|_| !fault.drop)
 }
 
-/// Answers of failed validation and of conflicts are not saved.
-fn is_saved(status: u16) -> bool {
-    matches!(status, 200 | 402) || status >= 500
+/// Whatever a call came to once it was being executed is saved; failed validation, conflicts and limits are not.
+fn is_saved(status: u16, was_executed: bool) -> bool {
+    was_executed && !matches!(status, 401 | 409 | 429)
 }
 
 /// Claims a key for a request under way, or finds its saved answer.

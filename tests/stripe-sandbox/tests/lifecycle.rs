@@ -617,6 +617,7 @@ async fn what_was_answered_under_a_key_is_replayed_though_it_never_arrived_or_wa
     };
     let shown = |answer: Option<(u16, bool, _)>| answer.map(|(status, replayed, _)| (status, replayed));
     for (key, how, after_effect, replayed, customers) in [
+        ("403 before", ("status", "403"), "false", Some((403, true)), 0),
         ("500 after", ("status", "500"), "true", Some((500, true)), 1),
         ("500 before", ("status", "500"), "false", Some((500, true)), 1),
         ("dropped after", ("drop", "true"), "true", Some((200, true)), 2),
@@ -624,11 +625,27 @@ async fn what_was_answered_under_a_key_is_replayed_though_it_never_arrived_or_wa
         ("429", ("status", "429"), "false", Some((200, false)), 4),
     ] {
         stripe.fault(&[("path", "/v1/customers"), ("method", "POST"), how, ("after_effect", after_effect)]).await;
-        assert!(shown(send(key).await).is_none_or(|(status, _)| status >= 429), "{key}");
+        assert!(shown(send(key).await).is_none_or(|(status, _)| status >= 403), "{key}");
         assert_eq!((shown(send(key).await), stripe.customers().await), (replayed, customers), "{key}");
     }
     let (_, _, first) = send("dropped after").await.unwrap();
     assert_eq!(first, send("dropped after").await.unwrap().2);
+}
+
+#[tokio::test]
+async fn a_refusal_is_replayed_once_the_parameters_were_accepted() {
+    let stripe = Stripe::start().await;
+    let url = format!("{}/v1/subscriptions", stripe.sandbox.url());
+    let send = async |key: &str, fields: &[(&str, &str)]| {
+        let request = stripe.http.post(&url).bearer_auth("sk_test_1").header("idempotency-key", key).form(fields);
+        let answer = request.send().await.unwrap();
+        (answer.status().as_u16(), answer.headers().contains_key("idempotent-replayed"))
+    };
+    let nobodys = [("customer", "cus_nobody"), ("items[0][price]", "price_none")];
+    let unknown = [&nobodys[..], &[("colour", "blue")]].concat();
+    assert_eq!([send("1", &unknown).await, send("1", &unknown).await], [(400, false); 2]);
+    assert_eq!([send("1", &nobodys).await, send("1", &nobodys).await], [(400, false), (400, true)]);
+    stripe.sandbox.shutdown().await;
 }
 
 #[tokio::test]

@@ -439,6 +439,65 @@ async fn an_archived_price_is_not_sold_even_while_it_is_remembered() {
     bench.stripe.post(&format!("/v1/prices/{}", id(&new)), &[("active", "false")]).await;
     let (status, detail) = bench.problem("user_2").await;
     assert!(status == 503 && detail.contains("lookup key pro_base: run"), "{detail}");
+
+    // That Stripe refused the old price's page is remembered with its key, and stands in nobody's way.
+    bench.stripe.flat_price(old["product"].as_str().unwrap(), "6900").await;
+    let session = bench.session(&bench.sold("user_2").await).await;
+    assert_eq!((session["amount_total"].as_i64(), bench.open().await.len()), (Some(6900), 3));
+}
+
+impl Bench {
+    /// The next so many `POST`s to this path are answered by a status.
+    async fn failing(&self, path: &str, status: &str, count: &str) {
+        let fields = [("path", path), ("method", "POST"), ("status", status), ("count", count)];
+        self.stripe.post("/_sandbox/faults", &fields).await;
+    }
+}
+
+#[tokio::test]
+async fn a_failure_that_stripe_remembers_spoils_no_later_attempt() {
+    // Where a page is opened there is one more key, and every key is tried three times after a 5xx.
+    for (path, status, of_one_key, of_all_keys) in [
+        ("/v1/checkout/sessions", "500", "1", "6"),
+        ("/v1/checkout/sessions", "400", "1", "2"),
+        ("/v1/checkout/sessions", "403", "1", "2"),
+        ("/v1/customers", "500", "1", "9"),
+        ("/v1/customers", "500", "4", "9"),
+        ("/v1/customers", "400", "1", "3"),
+    ] {
+        let bench = bench().await;
+        bench.failing(path, status, of_one_key).await;
+        let link = bench.sold("ada").await;
+        let customer = bench.session(&link).await["customer"].clone();
+        let others = bench.customers().await.into_iter().filter(|other| other["id"] != customer).count();
+        if of_one_key == "4" {
+            // Its customer was made under a key of chance's, so that only the account leads to it.
+            bench.sync().await;
+        }
+        assert_eq!((bench.sold("ada").await, others), (link, 0), "{path} {status}");
+        bench.failing(path, status, of_all_keys).await;
+        let (answered, body) = bench.checkout("bob").await;
+        assert_eq!(answered, if status == "400" { 502 } else { 503 }, "{path} {status}: {body}");
+        bench.sold("bob").await;
+        assert_eq!((bench.open().await.len(), bench.customers().await.len()), (2, 2), "{path} {status}");
+    }
+}
+
+#[tokio::test]
+async fn after_a_failure_of_stripes_two_at_once_still_share_a_customer() {
+    let bench = bench().await;
+    bench.failing("/v1/customers", "500", "1").await;
+    let (one, other) = join!(bench.checkout("ada"), bench.checkout("ada"));
+    assert_eq!((one.0, other.0), (200, 200), "{} {}", one.1, other.1);
+    assert_eq!((bench.open().await.len(), bench.customers().await.len()), (1, 1));
+}
+
+#[tokio::test]
+async fn a_lock_or_a_limit_leaves_the_key_as_it_is() {
+    let bench = bench().await;
+    bench.failing("/v1/customers", "429", "3").await;
+    assert_eq!(bench.checkout("ada").await.0, 503);
+    assert_eq!(bench.faults.calls("make_customer"), 1);
 }
 
 #[tokio::test]
