@@ -334,7 +334,7 @@ def test_the_end_of_the_process_does_not_wait_twice(monkeypatch: pytest.MonkeyPa
     fresh = tracker(Queue())
     fresh.record_usage("ada", "/x", 1, 1, True)
     asked: list[UsageTracker] = []
-    monkeypatch.setattr(UsageTracker, "close", asked.append)
+    monkeypatch.setattr(UsageTracker, "close", lambda self: asked.append(self))
     monkeypatch.setattr(tokentill.tracker, "_TRACKERS", [closed, fresh])
     tokentill.tracker._at_exit()
     assert asked == [fresh]

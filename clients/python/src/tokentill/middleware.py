@@ -112,7 +112,7 @@ class BillingMiddleware:
             if "lifespan.shutdown" in asked:
                 await self._close()
                 raise
-            _log.warning("the service has left its lifespan, billing stays: %s: %s", type(error).__name__, error)
+            _log.warning("the service takes no part in the lifespan, billing does: %s: %s", type(error).__name__, error)
         if told - {"lifespan.startup.complete"}:
             return
         if "lifespan.startup" not in asked:
