@@ -117,7 +117,7 @@ struct SetupArguments {
     /// The stack's output WebhookUrl: Stripe's events are to go there.
     #[arg(long)]
     webhook_url: Option<String>,
-    /// Makes a new webhook endpoint in place of the present one; the new secret is stored first.
+    /// Makes a new webhook endpoint in place of the present one, and stores its secret; a later run deletes the old one.
     #[arg(long, requires = "webhook_url")]
     rotate_webhook: bool,
     /// Stores the functions' key: TOKENTILL_FUNCTIONS_KEY, a restricted key, or without it STRIPE_API_KEY.
@@ -135,6 +135,9 @@ struct SetupArguments {
     /// The stack's StripeKeyParameter.
     #[arg(long, default_value_t = Options::default().stripe_key_parameter)]
     stripe_key_parameter: String,
+    /// The stack's SecretsTtlSeconds: a replaced webhook endpoint is deleted only when every function knows the new secret.
+    #[arg(long, default_value_t = Options::default().secrets_ttl_secs, value_parser = clap::value_parser!(u16).range(1..=3_600))]
+    secrets_ttl: u16,
 }
 
 #[derive(Debug, Args)]
@@ -264,20 +267,18 @@ async fn set_up(wanted: SetupArguments, parameters: Ssm) -> Result<String> {
         webhook_secrets_parameter: wanted.webhook_secrets_parameter,
         service_tokens_parameter: wanted.service_tokens_parameter,
         stripe_key_parameter: wanted.stripe_key_parameter,
+        secrets_ttl_secs: wanted.secrets_ttl,
     };
-    let setup = Setup { stripe, mode, parameters, list: PriceList::shipped()?, options };
+    let setup = Setup { stripe, mode, parameters, clock: SystemClock, list: PriceList::shipped()?, options };
     let url = environment("TOKENTILL_STRIPE_URL").unwrap_or_else(|| tokentill::stripe::STRIPE_URL.to_owned());
     say(&format!("Stripe in {mode} mode, {url}\n"));
-    if wanted.apply {
+    let plan = if wanted.apply {
         setup.apply(say).await?;
-    }
-    let plan = setup.plan().await?;
-    let verdict = match (plan.is_done(), plan.refused().is_empty()) {
-        (true, _) => "Everything is as it should be.",
-        (false, true) => "Nothing was changed. --apply does it.",
-        (false, false) => "Nothing was changed. What is REFUSED has to be settled first; then --apply does the rest.",
+        setup.plan_after().await?
+    } else {
+        setup.plan().await?
     };
-    Ok(format!("{plan}\n{verdict}\n\n{}", setup.left_to_do()))
+    Ok(format!("{plan}\n{}\n\n{}", plan.verdict(wanted.apply), setup.left_to_do()))
 }
 
 /// A line of progress. That nobody reads it any more is no reason to stop half-way.

@@ -25,7 +25,7 @@ use tokentill::{
         hint::{Hint, SNAPSHOT_EVENTS},
         price_list::PriceList,
     },
-    ports::{Hints, Secret, Unavailable},
+    ports::{Clock, Hints, Secret, Unavailable},
     stripe::{FixedKey, Limits, SecretKey, StripeClient},
 };
 
@@ -79,15 +79,27 @@ impl Parameters for Memory {
     }
 }
 
+/// The machine's clock, put forward.
+#[derive(Debug, Clone, Default)]
+struct Moved(Rc<Cell<i64>>);
+
+impl Clock for Moved {
+    fn now_ms(&self) -> i64 {
+        SystemClock.now_ms() + self.0.get() * 1_000
+    }
+}
+
 struct Bench {
     sandbox: Sandbox,
     http: reqwest::Client,
     memory: Memory,
+    clock: Moved,
 }
 
 impl Bench {
     async fn start() -> Self {
-        let bench = Self { sandbox: Sandbox::start(0).await.unwrap(), http: reqwest::Client::new(), memory: Memory::default() };
+        let (sandbox, http) = (Sandbox::start(0).await.unwrap(), reqwest::Client::new());
+        let bench = Self { sandbox, http, memory: Memory::default(), clock: Moved::default() };
         bench.post("/_sandbox/settings", &[("global_rate", "0"), ("endpoint_rate", "0")]).await;
         bench
     }
@@ -136,22 +148,33 @@ impl Bench {
         Options { rotate_webhook: true, ..Self::options() }
     }
 
-    fn setup_with(&self, options: Options, attempts: u32) -> Setup<FixedKey, Memory> {
+    fn setup_with(&self, options: Options, attempts: u32) -> Setup<FixedKey, Memory, Moved> {
         let limits = Limits { attempts, backoff_base: std::time::Duration::from_millis(1), ..Limits::default() };
         let stripe = StripeClient::new(Some(&self.sandbox.url()), FixedKey(SecretKey::new(KEY).unwrap())).unwrap();
         let list = PriceList::shipped().unwrap();
-        Setup { stripe: stripe.with_limits(limits), mode: Mode::Test, parameters: self.memory.clone(), list, options }
+        let (parameters, clock) = (self.memory.clone(), self.clock.clone());
+        Setup { stripe: stripe.with_limits(limits), mode: Mode::Test, parameters, clock, list, options }
     }
 
-    fn setup(&self) -> Setup<FixedKey, Memory> {
+    fn setup(&self) -> Setup<FixedKey, Memory, Moved> {
         self.setup_with(Self::options(), 3)
     }
 
     /// Applies everything; the lines that were told.
-    async fn apply(&self, setup: &Setup<FixedKey, Memory>) -> Vec<String> {
+    async fn apply(&self, setup: &Setup<FixedKey, Memory, Moved>) -> Vec<String> {
         let mut lines = Vec::new();
         setup.apply(|line| lines.push(line.to_owned())).await.unwrap();
         lines
+    }
+
+    fn pass(&self, secs: i64) {
+        self.clock.0.set(self.clock.0.get() + secs);
+    }
+
+    /// Applies once every function knows the newest secret.
+    async fn apply_later(&self) -> Vec<String> {
+        self.pass(600);
+        self.apply(&self.setup()).await
     }
 
     /// Everything set up once.
@@ -167,7 +190,7 @@ impl Bench {
     }
 
     /// Applies, and what is refused.
-    async fn refused(&self, setup: &Setup<FixedKey, Memory>) -> String {
+    async fn refused(&self, setup: &Setup<FixedKey, Memory, Moved>) -> String {
         let before = self.writes().await;
         let Err(SetupError::Refused(reasons)) = setup.apply(|_| ()).await else { panic!("nothing was refused") };
         assert_eq!(self.writes().await, before, "something was changed all the same");
@@ -257,7 +280,81 @@ async fn without_a_url_no_endpoint_is_looked_at_and_no_key_is_stored_unasked() {
     assert!(!lines.iter().any(|line| line.contains("webhook")), "{lines:?}");
     assert!(bench.endpoints().await.is_empty() && bench.memory.value(STRIPE_KEY).is_none());
     assert!(setup.left_to_do().contains("--webhook-url"));
-    assert!(line_of(&setup.plan().await.unwrap(), STRIPE_KEY).contains("holds no key yet"));
+    let plan = setup.plan_after().await.unwrap();
+    let line = line_of(&plan, STRIPE_KEY);
+    assert!(verb(&line) == "open" && line.contains("holds no key yet"), "{line}");
+    assert!(!plan.is_done());
+    assert_eq!(plan.verdict(true), "What is open is still to do; all else is as it should be.");
+}
+
+#[tokio::test]
+async fn a_stored_key_of_the_other_mode_is_refused_and_not_told() {
+    let bench = Bench::complete().await;
+    let without = || bench.setup_with(Options::default(), 3);
+    assert!(without().plan().await.unwrap().is_done(), "a stored key of this mode is enough");
+    for (stored, shown) in [
+        ("rk_live_51FunctionsOfTheOther", "a key of live mode, and this is test mode"),
+        ("whsec_51FunctionsOfTheOther", "no secret key of Stripe's"),
+    ] {
+        bench.memory.set(STRIPE_KEY, stored);
+        let refused = bench.refused(&without()).await;
+        assert!(refused.contains(shown) && refused.contains("--store-key") && !refused.contains("FunctionsOf"), "{refused}");
+        // The right key may be stored over it, and no wrong one.
+        let wrong = Options { store_key: Some(Secret::new(stored)), ..Bench::options() };
+        assert!(bench.refused(&bench.setup_with(wrong, 3)).await.contains(shown));
+        assert_eq!(verbs(&bench.apply(&bench.setup()).await), ["store"]);
+    }
+}
+
+#[tokio::test]
+async fn in_live_mode_no_test_clock_is_asked_for() {
+    let bench = Bench::start().await;
+    // The sandbox has no live mode: it is read as one while nothing is listed.
+    let options = Options { store_key: Some(Secret::new("rk_live_51FunctionsOfTheTest")), ..Bench::options() };
+    let mut setup = bench.setup_with(options, 3);
+    setup.mode = Mode::Live;
+    let lines = bench.apply(&setup).await;
+    assert!(!verbs(&lines).contains(&"change"), "the comparison asks for other events than the creation: {lines:#?}");
+    let endpoint = bench.endpoints().await[0].clone();
+    let events: Vec<&str> = endpoint["enabled_events"].as_array().unwrap().iter().map(|event| event.as_str().unwrap()).collect();
+    assert_eq!(events.len(), SNAPSHOT_EVENTS.len() - 1);
+    assert!(!events.contains(&"test_helpers.test_clock.ready"));
+}
+
+#[tokio::test]
+async fn a_portal_that_is_not_the_default_is_left_alone_and_open() {
+    let bench = Bench::start().await;
+    bench.post("/_sandbox/settings", &[("first_portal_is_default", "false")]).await;
+    let theirs = [("features[invoice_history][enabled]", "false"), ("business_profile[headline]", "Theirs")];
+    let theirs = bench.post("/v1/billing_portal/configurations", &theirs).await;
+    let setup = bench.setup();
+    let lines = bench.apply(&setup).await;
+    assert!(!lines.iter().any(|line| line.contains("portal")), "{lines:#?}");
+    let plan = setup.plan_after().await.unwrap();
+    let line = line_of(&plan, "customer portal");
+    assert!(verb(&line) == "open" && line.contains(theirs["id"].as_str().unwrap()) && line.contains("dashboard"), "{line}");
+    assert!(!plan.is_done() && plan.verdict(true).contains("still to do"), "{plan}");
+    assert_eq!(bench.list("/v1/billing_portal/configurations").await, [theirs]);
+}
+
+#[tokio::test]
+async fn the_functions_keys_permissions_are_those_of_the_operators_page() {
+    let said = Bench::start().await.setup().left_to_do();
+    let (_, said) = said.split_once("Create restricted key: write ").unwrap();
+    let (said, _) = said.split_once("; nothing else").unwrap();
+    let (write, read) = said.split_once("; read ").unwrap();
+    let names = |text: &str| text.replace(" and, in test mode, ", ", ").replace(" and ", ", ");
+    let mut wanted = Vec::new();
+    for (names, level) in [(names(write), "write"), (names(read), "read")] {
+        wanted.extend(names.split(", ").map(|name| format!("{name}: {level}")));
+    }
+    let page = include_str!("../../docs/operations.md");
+    let (_, table) = page.split_once("| permission | for |").unwrap();
+    let rows = table.lines().skip(2).map(str::trim).take_while(|line| line.starts_with('|'));
+    let mut is: Vec<String> = rows.map(|row| row.split('|').nth(1).unwrap().trim().replace(", in test mode", "")).collect();
+    is.sort();
+    wanted.sort();
+    assert_eq!(is, wanted);
 }
 
 #[tokio::test]
@@ -332,6 +429,8 @@ async fn what_is_archived_inactive_renamed_or_changed_is_made_good() {
         ("business_profile[headline]", "Ours"),
     ];
     bench.post(&path("billing_portal/configurations", portal), &at_once).await;
+    // Stripe lists none of them unasked.
+    assert_eq!((bench.count("/v1/prices").await, bench.count("/v1/products").await), (3, 0));
 
     let options = Options { return_url: Some("https://example.com/account".to_owned()), ..Bench::options() };
     let lines = bench.apply(&bench.setup_with(options, 3)).await;
@@ -435,7 +534,8 @@ async fn an_endpoint_of_another_version_is_replaced_and_an_old_secret_stays() {
     bench.post("/v1/webhook_endpoints", &elsewhere).await;
     let before = bench.memory.value(SECRETS).unwrap();
     let lines = bench.apply(&bench.setup()).await;
-    assert_eq!(verbs(&lines), ["create", "delete"], "{lines:#?}");
+    assert_eq!(verbs(&lines), ["create"], "{lines:#?}");
+    assert_eq!(verbs(&bench.apply_later().await), ["delete"]);
     let left = bench.endpoints().await;
     assert!(left.len() == 2 && left.iter().all(|endpoint| endpoint["id"] != old["id"]), "another URL's endpoint stays");
     let after = bench.memory.value(SECRETS).unwrap();
@@ -451,7 +551,8 @@ async fn an_endpoint_whose_secret_is_not_in_ssm_is_said_and_rotated_on_demand() 
     assert!(refused.contains("does not hold its signing secret") && refused.contains("--rotate-webhook"), "{refused}");
     let old = bench.endpoints().await[0]["id"].clone();
     let lines = bench.apply(&bench.setup_with(Bench::rotating(), 3)).await;
-    assert_eq!(verbs(&lines), ["create", "delete"], "{lines:#?}");
+    assert_eq!(verbs(&lines), ["create"], "{lines:#?}");
+    bench.apply_later().await;
     bench.assert_whole("after the rotation").await;
     assert!(bench.endpoints().await[0]["id"] != old && bench.memory.value(SECRETS).unwrap().starts_with("whsec_other whsec_"));
 
@@ -464,6 +565,46 @@ async fn an_endpoint_whose_secret_is_not_in_ssm_is_said_and_rotated_on_demand() 
     bench.memory.set(SECRETS, "whsec_perhaps");
     let line = bench.line("webhook endpoint").await;
     assert!(verb(&line) == "fits" && line.contains("cannot be told") && line.contains("--rotate-webhook"), "{line}");
+}
+
+#[tokio::test]
+async fn a_replaced_endpoint_delivers_until_every_function_knows_the_new_secret() {
+    let bench = Bench::complete().await;
+    let old = bench.endpoints().await[0]["id"].as_str().unwrap().to_owned();
+    let rotating = bench.setup_with(Bench::rotating(), 3);
+    assert_eq!(rotating.plan().await.unwrap().verdict(false), "Nothing was changed. --apply does it.");
+    assert_eq!(verbs(&bench.apply(&rotating).await), ["create"]);
+
+    // What is said then: what is still to do and when, and not to rotate again.
+    let plan = rotating.plan_after().await.unwrap();
+    let line = line_of(&plan, &format!("{old} is to be deleted"));
+    assert!(
+        verb(&line) == "open" && line.contains("at the earliest at 20") && line.contains("without --rotate-webhook"),
+        "{line}"
+    );
+    assert!(!plan.is_done() && !plan.to_string().contains("create"), "{plan}");
+    assert_eq!(plan.verdict(true), "What is open is still to do; all else is as it should be.");
+    let new = bench.endpoints().await[0]["id"].as_str().unwrap().to_owned();
+
+    // The test itself takes less than half a minute.
+    bench.pass(570);
+    assert!(bench.apply(&bench.setup()).await.is_empty());
+    bench.pass(30);
+    let slow = || bench.setup_with(Options { secrets_ttl_secs: 3_600, ..Bench::options() }, 3);
+    assert!(bench.apply(&slow()).await.is_empty(), "functions that keep their secrets for an hour");
+    assert_eq!((bench.endpoints().await.len(), verb(&bench.line(&old).await)), (2, "delete"));
+    bench.pass(3_300);
+    assert_eq!(verbs(&bench.apply(&slow()).await), ["delete"]);
+    bench.assert_whole("after the rotation").await;
+    assert_eq!(bench.endpoints().await[0]["id"], *new);
+
+    // Rotated twice at once, the first one delivers all the time.
+    bench.clock.0.set(0);
+    bench.apply(&bench.setup_with(Bench::rotating(), 3)).await;
+    bench.apply(&bench.setup_with(Bench::rotating(), 3)).await;
+    assert_eq!(bench.endpoints().await.len(), 3);
+    assert_eq!(verbs(&bench.apply_later().await), ["delete", "delete"]);
+    bench.assert_whole("after two rotations").await;
 }
 
 #[tokio::test]
@@ -489,6 +630,7 @@ async fn interrupted_at_any_call_the_next_run_ends_it_without_a_duplicate() {
             }
             interrupted += 1;
             bench.apply(&bench.setup()).await;
+            bench.apply_later().await;
             bench.assert_whole(&format!("call {skip}, after its effect: {after_effect}")).await;
             bench.sandbox.shutdown().await;
         }
@@ -510,6 +652,7 @@ async fn interrupted_at_any_write_to_ssm_the_next_run_ends_it_and_no_secret_is_l
             interrupted += 1;
             let before = bench.memory.value(SECRETS).unwrap_or_default();
             bench.apply(&bench.setup()).await;
+            bench.apply_later().await;
             bench.assert_whole(&format!("write {write}, takes effect: {takes_effect}")).await;
             assert!(bench.memory.value(SECRETS).unwrap().starts_with(&before));
             bench.sandbox.shutdown().await;
@@ -528,6 +671,8 @@ async fn interrupted_in_a_rotation_the_old_endpoint_goes_only_when_the_new_secre
         bench.setup_with(Bench::rotating(), 1).apply(|_| ()).await.unwrap_err();
         assert!(bench.endpoints().await.iter().any(|endpoint| endpoint["id"] == old), "the old one is gone");
         bench.apply(&bench.setup_with(Bench::rotating(), 3)).await;
+        assert!(bench.endpoints().await.iter().any(|endpoint| endpoint["id"] == old), "the old one is gone");
+        bench.apply_later().await;
         bench.assert_whole("a rotation after an interrupted one").await;
     }
     // The write of the secret is lost.
@@ -541,8 +686,10 @@ async fn interrupted_in_a_rotation_the_old_endpoint_goes_only_when_the_new_secre
     bench.assert_whole("a rotation that was given up").await;
     assert_eq!(bench.endpoints().await[0]["id"], old);
     // The deletion alone is lost: the next run does it, without being asked to rotate.
+    bench.apply(&bench.setup_with(Bench::rotating(), 1)).await;
+    bench.pass(600);
     bench.lose("DELETE", 0, false).await;
-    bench.setup_with(Bench::rotating(), 1).apply(|_| ()).await.unwrap_err();
+    bench.setup_with(Bench::options(), 1).apply(|_| ()).await.unwrap_err();
     assert_eq!(bench.endpoints().await.len(), 2);
     bench.apply(&bench.setup()).await;
     bench.assert_whole("after a lost deletion").await;

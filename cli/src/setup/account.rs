@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 
 use stripe_billing::{
+    BillingMeterStatus,
     billing_meter::{
         CreateBillingMeter, CreateBillingMeterCustomerMapping, CreateBillingMeterCustomerMappingType,
         CreateBillingMeterDefaultAggregation, CreateBillingMeterDefaultAggregationFormula, CreateBillingMeterValueSettings,
@@ -76,25 +77,39 @@ impl<'a, K: KeySource> Account<'a, K> {
         Self { client, livemode: mode.livemode() }
     }
 
+    /// The meters, active ones first. Both kinds are asked for: what Stripe lists unasked is not the same for all objects.
     pub(super) async fn meters(&self) -> Result<Vec<Meter>, StripeError> {
-        let list = ListBillingMeter::new().limit(PAGE);
-        self.all(METERS, |after| after.map_or_else(|| list.build(), |after| list.clone().starting_after(after).build())).await
-    }
-
-    pub(super) async fn products(&self) -> Result<Vec<Product>, StripeError> {
-        let list = ListProduct::new().limit(PAGE);
-        self.all(PRODUCTS, |after| after.map_or_else(|| list.build(), |after| list.clone().starting_after(after).build())).await
-    }
-
-    /// The prices of these lookup keys, archived ones among them.
-    pub(super) async fn prices(&self, lookup_keys: &[&str]) -> Result<Vec<Price>, StripeError> {
-        let mut prices = Vec::new();
-        for keys in lookup_keys.chunks(LOOKUP_KEYS) {
-            let keys: Vec<String> = keys.iter().map(|key| (*key).to_owned()).collect();
-            let list = ListPrice::new().limit(PAGE).lookup_keys(keys);
+        let mut meters = Vec::new();
+        for status in [BillingMeterStatus::Active, BillingMeterStatus::Inactive] {
+            let list = ListBillingMeter::new().limit(PAGE).status(status);
             let page =
                 |after: Option<&str>| after.map_or_else(|| list.build(), |after| list.clone().starting_after(after).build());
-            prices.extend(self.all(PRICES, page).await?);
+            add(&mut meters, self.all(METERS, page).await?);
+        }
+        Ok(meters)
+    }
+
+    /// The products, active ones first.
+    pub(super) async fn products(&self) -> Result<Vec<Product>, StripeError> {
+        let mut products = Vec::new();
+        for active in [true, false] {
+            let list = ListProduct::new().limit(PAGE).active(active);
+            let page =
+                |after: Option<&str>| after.map_or_else(|| list.build(), |after| list.clone().starting_after(after).build());
+            add(&mut products, self.all(PRODUCTS, page).await?);
+        }
+        Ok(products)
+    }
+
+    /// The prices of these lookup keys, archived ones among them, which Stripe lists only if it is asked for them.
+    pub(super) async fn prices(&self, lookup_keys: &[&str]) -> Result<Vec<Price>, StripeError> {
+        let mut prices = Vec::new();
+        for (keys, active) in lookup_keys.chunks(LOOKUP_KEYS).flat_map(|keys| [(keys, true), (keys, false)]) {
+            let keys: Vec<String> = keys.iter().map(|key| (*key).to_owned()).collect();
+            let list = ListPrice::new().limit(PAGE).lookup_keys(keys).active(active);
+            let page =
+                |after: Option<&str>| after.map_or_else(|| list.build(), |after| list.clone().starting_after(after).build());
+            add(&mut prices, self.all(PRICES, page).await?);
         }
         Ok(prices)
     }
@@ -297,6 +312,15 @@ impl<'a, K: KeySource> Account<'a, K> {
         }
         let reason = format!("{route}: {} is of the other mode than the API key", object.id());
         Err(StripeError::Unreadable { reason, request_id: request_id.to_owned() })
+    }
+}
+
+/// Adds what is not there yet: an object that changes between two lists is in both.
+fn add<T: Object>(all: &mut Vec<T>, further: Vec<T>) {
+    for object in further {
+        if !all.iter().any(|other| other.id() == object.id()) {
+            all.push(object);
+        }
     }
 }
 

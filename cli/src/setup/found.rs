@@ -286,6 +286,8 @@ impl Portal {
 pub(super) struct Endpoint {
     pub(super) id: String,
     livemode: Option<bool>,
+    /// When Stripe made it, in Unix seconds.
+    pub(super) created: i64,
     pub(super) url: String,
     pub(super) api_version: Option<String>,
     enabled_events: Vec<String>,

@@ -14,12 +14,8 @@ mod plan;
 use std::collections::BTreeSet;
 
 use tokentill::{
-    domain::{
-        hint::{SNAPSHOT_EVENTS, THIN_EVENTS},
-        id::PlanId,
-        price_list::PriceList,
-    },
-    ports::{Secret, StripeError, Unavailable},
+    domain::{hint::THIN_EVENTS, id::PlanId, price_list::PriceList},
+    ports::{Clock, Secret, StripeError, Unavailable},
     stripe::{FixedKey, InvalidKey, InvalidStripeClient, KeySource, Limits, SecretKey, StripeClient},
 };
 
@@ -52,6 +48,19 @@ pub struct Options {
     pub service_tokens_parameter: String,
     /// The stack's `StripeKeyParameter`.
     pub stripe_key_parameter: String,
+    /// The stack's `SecretsTtlSeconds`: how long a function may go on with the secrets it has read.
+    pub secrets_ttl_secs: u16,
+}
+
+/// What is added to the life of a secret in a function's memory until a new one is certain to be known: setup itself takes a while,
+/// and its clock need not be Stripe's.
+const MARGIN_SECS: i64 = 300;
+
+impl Options {
+    /// How old an endpoint has to be for its secret to be known to every function, in seconds.
+    fn until_known_secs(&self) -> i64 {
+        i64::from(self.secrets_ttl_secs) + MARGIN_SECS
+    }
 }
 
 impl Default for Options {
@@ -66,6 +75,7 @@ impl Default for Options {
             webhook_secrets_parameter: "/tokentill/webhook-secrets".to_owned(),
             service_tokens_parameter: "/tokentill/service-tokens".to_owned(),
             stripe_key_parameter: "/tokentill/stripe-key".to_owned(),
+            secrets_ttl_secs: 300,
         }
     }
 }
@@ -180,30 +190,40 @@ pub fn client(key: Option<&str>, live: bool, base_url: Option<&str>) -> Result<(
 }
 
 /// Setup, with what it needs of the world.
-pub struct Setup<K, P> {
+pub struct Setup<K, P, C> {
     /// Stripe.
     pub stripe: StripeClient<K>,
     /// The mode of its key.
     pub mode: Mode,
     /// SSM.
     pub parameters: P,
+    /// The time.
+    pub clock: C,
     /// What is sold.
     pub list: PriceList,
     /// What else is wanted.
     pub options: Options,
 }
 
-impl<K: KeySource, P: Parameters> Setup<K, P> {
+impl<K: KeySource, P: Parameters, C: Clock> Setup<K, P, C> {
     /// Looks at everything and says what there is and what would be done. Changes nothing.
     ///
     /// # Errors
     /// [`SetupError`] if it cannot be looked at.
     pub async fn plan(&self) -> Result<Plan, SetupError> {
         let found = self.look().await?;
-        Ok(plan::compare(&self.list, &self.options, &self.rotated(&found), &found))
+        Ok(self.compare(&self.rotated(&found), &found))
     }
 
-    /// Makes everything as it should be; `tell` gets a line before each change.
+    /// As [`plan`](Self::plan), once it was applied: an endpoint that was just made is not to be replaced again.
+    ///
+    /// # Errors
+    /// [`SetupError`] if it cannot be looked at.
+    pub async fn plan_after(&self) -> Result<Plan, SetupError> {
+        Ok(self.compare(&BTreeSet::new(), &self.look().await?))
+    }
+
+    /// Makes everything as it should be, but for what is open; `tell` gets a line before each change.
     ///
     /// # Errors
     /// [`SetupError`]. [`SetupError::Refused`] comes before anything is changed. After any other one, run it again: it goes on
@@ -213,13 +233,14 @@ impl<K: KeySource, P: Parameters> Setup<K, P> {
         let rotated = self.rotated(&found);
         let mut last = None;
         loop {
-            let plan = plan::compare(&self.list, &self.options, &rotated, &found);
+            let plan = self.compare(&rotated, &found);
             // Only what was there before is for a person to settle.
             if last.is_none() && !plan.refused().is_empty() {
                 return Err(SetupError::Refused(plan.refused()));
             }
             let Some((action, line)) = plan.next() else {
-                return if plan.is_done() { Ok(()) } else { Err(SetupError::NoEffect(plan.refused().join("; "))) };
+                let refused = plan.refused();
+                return if refused.is_empty() { Ok(()) } else { Err(SetupError::NoEffect(refused.join("; "))) };
             };
             if last.as_ref() == Some(&action) {
                 return Err(SetupError::NoEffect(line));
@@ -257,7 +278,7 @@ impl<K: KeySource, P: Parameters> Setup<K, P> {
              - The functions' key. Developers, API keys, Create restricted key: write Meter events, Customers, Checkout Sessions and \
              Customer portal; read Subscriptions, Invoices, Prices, Meters and, in test mode, Test clocks; nothing else. Then:\n    \
              TOKENTILL_FUNCTIONS_KEY=rk_… cargo till setup --store-key --apply   (or write {stripe_key_parameter} yourself)\n\
-             - E-mail. With EmailFrom set: verify that address or its domain in Amazon SES, and ask AWS to leave SES's sandbox.\n\
+             - E-mails. Settings, Billing, Customer e-mails: leave those about failed payments switched on, since Tokentill sends none yet.\n\
              The signing secrets are in {webhook_secrets_parameter}. Test mode and live mode have meters, prices, endpoints and portals of their own: \
              this was {mode} mode.\n",
             thin = THIN_EVENTS.join(" and "),
@@ -268,6 +289,11 @@ impl<K: KeySource, P: Parameters> Setup<K, P> {
 
     fn account(&self) -> Account<'_, K> {
         Account::new(&self.stripe, self.mode)
+    }
+
+    fn compare(&self, rotated: &BTreeSet<String>, found: &Found) -> Plan {
+        let Self { list, options, mode, .. } = self;
+        plan::compare(&plan::Wanted { list, options, rotated, mode: *mode, now: self.clock.now() }, found)
     }
 
     fn rotated(&self, found: &Found) -> BTreeSet<String> {
@@ -362,7 +388,7 @@ impl<K: KeySource, P: Parameters> Setup<K, P> {
                     self.create_endpoint(url, replaces, found).await?;
                 }
             }
-            Action::UpdateEndpoint(id) => put(&mut found.endpoints, account.update_endpoint(id, &SNAPSHOT_EVENTS).await?),
+            Action::UpdateEndpoint(id) => put(&mut found.endpoints, account.update_endpoint(id, &plan::events(self.mode)).await?),
             Action::DeleteEndpoint(id) => {
                 account.delete_endpoint(id).await?;
                 found.endpoints.retain(|endpoint| endpoint.id != *id);
@@ -375,7 +401,7 @@ impl<K: KeySource, P: Parameters> Setup<K, P> {
     /// an endpoint without that note and makes another in its place.
     async fn create_endpoint(&self, url: &str, replaces: &str, found: &mut Found) -> Result<(), SetupError> {
         let account = self.account();
-        let created = account.create_endpoint(url, &SNAPSHOT_EVENTS, replaces).await?;
+        let created = account.create_endpoint(url, &plan::events(self.mode), replaces).await?;
         let Some(secret) = created.secret.as_deref().filter(|secret| !secret.is_empty()).map(Secret::new) else {
             return Err(SetupError::NoEffect(format!("the secret of webhook endpoint {}", created.id)));
         };

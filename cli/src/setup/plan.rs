@@ -5,10 +5,11 @@ use std::{collections::BTreeSet, fmt};
 use tokentill::domain::{
     hint::SNAPSHOT_EVENTS,
     price_list::{self, PriceList},
+    time::EpochSecs,
 };
 
 use super::{
-    Options,
+    Mode, Options,
     found::{Endpoint, Found, Meter, Price, Product, SecretIs, Terms, interval_name, plain_decimal},
 };
 
@@ -30,6 +31,8 @@ enum Finding {
     Fits(String),
     /// One call makes it so.
     Do(Action, String),
+    /// It is still to do, by a later run or by hand; the text says when or how. Nothing else has to wait for it.
+    Open(String),
     /// Only a person can settle it; the text says how.
     Refused(String),
 }
@@ -81,7 +84,7 @@ impl Action {
 }
 
 impl Plan {
-    /// Whether nothing has to be done or settled.
+    /// Whether nothing has to be done or settled, now or later.
     #[must_use]
     pub fn is_done(&self) -> bool {
         self.steps.iter().all(|step| matches!(step.finding, Finding::Fits(_)))
@@ -92,16 +95,31 @@ impl Plan {
     pub fn refused(&self) -> Vec<String> {
         let of = |step: &Step| match &step.finding {
             Finding::Refused(why) => Some(format!("{}: {why}", step.subject)),
-            Finding::Fits(_) | Finding::Do(..) => None,
+            Finding::Fits(_) | Finding::Do(..) | Finding::Open(_) => None,
         };
         self.steps.iter().filter_map(of).collect()
+    }
+
+    /// What it comes to, in a sentence; `applied` says whether changes were just made.
+    #[must_use]
+    pub fn verdict(&self, applied: bool) -> &'static str {
+        let is_open = self.steps.iter().any(|step| matches!(step.finding, Finding::Open(_)));
+        match (applied, !self.refused().is_empty(), self.next().is_some(), is_open) {
+            (false, true, ..) => "Nothing was changed. What is REFUSED has to be settled first; then --apply does the rest.",
+            (true, true, ..) => "What is REFUSED has come up while this ran, and has to be settled.",
+            (false, false, true, false) => "Nothing was changed. --apply does it.",
+            (false, false, true, true) => "Nothing was changed. --apply does it, all but what is open.",
+            (true, false, true, _) => "Something has changed while this ran: run it again.",
+            (_, false, false, true) => "What is open is still to do; all else is as it should be.",
+            (_, false, false, false) => "Everything is as it should be.",
+        }
     }
 
     /// The first change, and the line that tells it.
     pub(super) fn next(&self) -> Option<(Action, String)> {
         self.steps.iter().find_map(|step| match &step.finding {
             Finding::Do(action, _) => Some((action.clone(), step.to_string())),
-            Finding::Fits(_) | Finding::Refused(_) => None,
+            Finding::Fits(_) | Finding::Open(_) | Finding::Refused(_) => None,
         })
     }
 }
@@ -111,6 +129,7 @@ impl fmt::Display for Step {
         let (verb, text) = match &self.finding {
             Finding::Fits(what) => ("fits", what),
             Finding::Do(action, how) => (action.verb(), how),
+            Finding::Open(what) => ("open", what),
             Finding::Refused(why) => ("REFUSED", why),
         };
         write!(f, "{verb:10}  {:28}  {text}", self.subject)
@@ -124,8 +143,25 @@ impl fmt::Display for Plan {
     }
 }
 
+/// What there should be.
+pub(super) struct Wanted<'a> {
+    pub(super) list: &'a PriceList,
+    pub(super) options: &'a Options,
+    /// The ids of the endpoints that are to be replaced whatever they are.
+    pub(super) rotated: &'a BTreeSet<String>,
+    pub(super) mode: Mode,
+    pub(super) now: EpochSecs,
+}
+
+/// The snapshot events that an endpoint is to ask for: in live mode there are no test clocks.
+pub(super) fn events(mode: Mode) -> Vec<&'static str> {
+    let is_of_mode = |event: &&str| mode == Mode::Test || !event.starts_with("test_helpers.");
+    SNAPSHOT_EVENTS.into_iter().filter(is_of_mode).collect()
+}
+
 /// Compares.
-pub(super) fn compare(list: &PriceList, options: &Options, rotated: &BTreeSet<String>, found: &Found) -> Plan {
+pub(super) fn compare(wanted: &Wanted<'_>, found: &Found) -> Plan {
+    let Wanted { list, options, .. } = *wanted;
     let mut steps = Vec::new();
     let mut step = |subject: String, finding: Finding| steps.push(Step { subject, finding });
     for meter in &list.meters {
@@ -146,7 +182,7 @@ pub(super) fn compare(list: &PriceList, options: &Options, rotated: &BTreeSet<St
             Finding::Do(Action::CreateServiceToken, "a random bearer token for the access API".to_owned())
         },
     );
-    step(options.stripe_key_parameter.clone(), key_finding(options, found));
+    step(options.stripe_key_parameter.clone(), key_finding(options, wanted.mode, found));
     if let Some(secret) = &options.further_webhook_secret {
         step(
             options.webhook_secrets_parameter.clone(),
@@ -158,7 +194,7 @@ pub(super) fn compare(list: &PriceList, options: &Options, rotated: &BTreeSet<St
         );
     }
     if let Some(url) = &options.webhook_url {
-        endpoint_steps(url, options, rotated, found, &mut step);
+        endpoint_steps(url, wanted, found, &mut step);
     }
     Plan { steps }
 }
@@ -294,20 +330,36 @@ fn portal_finding(options: &Options, found: &Found) -> Finding {
         let offers = "payment method, invoices, cancelling at the period's end, e-mail address".to_owned();
         return Finding::Do(Action::CreatePortal, offers);
     };
-    let misfits = portal.misfits(options.return_url.as_deref());
-    if !misfits.is_empty() {
-        return Finding::Do(Action::UpdatePortal(portal.id.clone()), format!("{}: {}", portal.id, misfits.join(", ")));
+    // Links to the portal name no configuration, so they lead to the default one; others are somebody else's.
+    if !portal.is_default {
+        return Finding::Open(format!(
+            "{} is not the account's default, and POST /v1/portal needs one: Stripe has no API for it. Save Settings, Billing, \
+             Customer portal in Stripe's dashboard once, then run this again",
+            portal.id
+        ));
     }
-    if portal.is_default {
+    let misfits = portal.misfits(options.return_url.as_deref());
+    if misfits.is_empty() {
         return Finding::Fits(portal.id.clone());
     }
-    Finding::Fits(format!(
-        "{}, but it is not the default, which only Stripe's dashboard can set: save Settings, Billing, Customer portal there once",
-        portal.id
-    ))
+    Finding::Do(Action::UpdatePortal(portal.id.clone()), format!("{}: {}", portal.id, misfits.join(", ")))
 }
 
-fn key_finding(options: &Options, found: &Found) -> Finding {
+fn key_finding(options: &Options, mode: Mode, found: &Found) -> Finding {
+    // Of the key that is there in the end.
+    if let Some(key) = options.store_key.as_ref().or(found.stripe_key.as_ref()) {
+        let what = match Mode::of_key(key.expose()) {
+            Ok(of_key) if of_key == mode => None,
+            Ok(of_key) => Some(format!("a key of {of_key} mode, and this is {mode} mode")),
+            Err(_) => Some("something that is no secret key of Stripe's".to_owned()),
+        };
+        if let Some(what) = what {
+            return Finding::Refused(format!(
+                "it is {what}. Store the right key over it with --store-key, or name the parameter of this mode's stack with \
+                 --stripe-key-parameter"
+            ));
+        }
+    }
     match (&options.store_key, &found.stripe_key) {
         (Some(key), Some(stored)) if key == stored => Finding::Fits("holds this key".to_owned()),
         (Some(key), stored) => {
@@ -320,20 +372,16 @@ fn key_finding(options: &Options, found: &Found) -> Finding {
             Finding::Do(Action::StoreKey, format!("{what}{over}"))
         }
         (None, Some(_)) => Finding::Fits("holds a key".to_owned()),
-        (None, None) => Finding::Fits("holds no key yet: --store-key, or by hand as said below".to_owned()),
+        (None, None) => Finding::Open("holds no key yet: --store-key, or by hand as said below".to_owned()),
     }
 }
 
 // ---- The webhook endpoint ----
 
-fn endpoint_steps(
-    url: &str,
-    options: &Options,
-    rotated: &BTreeSet<String>,
-    found: &Found,
-    step: &mut impl FnMut(String, Finding),
-) {
+fn endpoint_steps(url: &str, wanted: &Wanted<'_>, found: &Found, step: &mut impl FnMut(String, Finding)) {
     const SUBJECT: &str = "webhook endpoint";
+    let Wanted { options, rotated, .. } = *wanted;
+    let events = events(wanted.mode);
     let version = super::account::api_version();
     let secrets = &found.webhook_secrets;
     let here: Vec<&Endpoint> = found.endpoints.iter().filter(|endpoint| endpoint.url == url).collect();
@@ -346,10 +394,11 @@ fn endpoint_steps(
     let kept = present.iter().find(|endpoint| endpoint.secret_is(secrets) == SecretIs::Stored).or_else(|| present.first());
     let Some(kept) = kept else {
         let ids: Vec<&str> = replaced.iter().map(|endpoint| endpoint.id.as_str()).collect();
-        let instead = if ids.is_empty() { String::new() } else { format!(", in place of {}", ids.join(", ")) };
+        let instead =
+            if ids.is_empty() { String::new() } else { format!(", in place of {}, for a later run to delete", ids.join(", ")) };
         let how = format!(
             "{} event types in version {version} to {url}{instead}; its secret goes to {}",
-            SNAPSHOT_EVENTS.len(),
+            events.len(),
             options.webhook_secrets_parameter
         );
         step(SUBJECT.to_owned(), Finding::Do(Action::CreateEndpoint(ids.join(" ")), how));
@@ -372,8 +421,8 @@ fn endpoint_steps(
         }
     };
     let mut changes = Vec::new();
-    if !kept.has_events(&SNAPSHOT_EVENTS) {
-        changes.push(format!("gets exactly the {} event types that are of use", SNAPSHOT_EVENTS.len()));
+    if !kept.has_events(&events) {
+        changes.push(format!("gets exactly the {} event types that are of use", events.len()));
     }
     if !kept.is_enabled() {
         changes.push("is switched on again".to_owned());
@@ -387,7 +436,18 @@ fn endpoint_steps(
     for other in here.iter().filter(|other| other.id != kept.id) {
         // What nobody knows the secret of only makes Stripe try in vain.
         let is_begun = other.secret_is(secrets) == SecretIs::Unfinished;
-        if kept.secret_is(secrets) == SecretIs::Stored && (is_begun || kept.replaces().any(|id| id == other.id)) {
+        let is_replaced = kept.replaces().any(|id| id == other.id);
+        let known_at = EpochSecs::new(kept.created).plus_secs(options.until_known_secs());
+        if kept.secret_is(secrets) == SecretIs::Stored && is_replaced && wanted.now < known_at {
+            // Until the functions know the new secret, every event of the new endpoint is refused.
+            let how = if options.rotate_webhook { ", without --rotate-webhook" } else { "" };
+            let what = format!(
+                "{} is to be deleted, at the earliest at {known_at}: run this again then{how}. Until then it delivers beside {}, \
+                 because the functions read their secrets anew only every {} s",
+                other.id, kept.id, options.secrets_ttl_secs
+            );
+            step(SUBJECT.to_owned(), Finding::Open(what));
+        } else if kept.secret_is(secrets) == SecretIs::Stored && (is_begun || is_replaced) {
             let why = if is_begun { "was begun and never finished" } else { "was replaced" };
             let how = format!("{} {why}; {} delivers", other.id, kept.id);
             step(SUBJECT.to_owned(), Finding::Do(Action::DeleteEndpoint(other.id.clone()), how));

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use stripe_sandbox::Sandbox;
 use till::setup::{self, Setup};
+use tokentill::clock::SystemClock;
 use tokentill::domain::price_list::PriceList;
 use tokentill::ports::Secret;
 use tokentill::stripe::FixedKey;
@@ -413,9 +414,10 @@ struct SetUp<'a> {
 }
 
 impl SetUp<'_> {
-    fn setup(&self, options: setup::Options) -> Result<Setup<FixedKey, Aws>> {
+    fn setup(&self, options: setup::Options) -> Result<Setup<FixedKey, Aws, SystemClock>> {
         let (stripe, mode) = setup::client(Some(self.key), false, Some(self.url))?;
-        Ok(Setup { stripe, mode, parameters: self.aws.clone(), list: PriceList::shipped()?, options })
+        let (parameters, list) = (self.aws.clone(), PriceList::shipped()?);
+        Ok(Setup { stripe, mode, parameters, clock: SystemClock, list, options })
     }
 
     async fn apply(&self, options: setup::Options) -> Result<()> {

@@ -44,6 +44,8 @@ pub(crate) struct Settings {
     pub(crate) global_rate: u32,
     /// Calls a second at each endpoint; 0 is no limit.
     pub(crate) endpoint_rate: u32,
+    /// Whether the first configuration of the portal becomes the default one.
+    pub(crate) first_portal_is_default: bool,
     retry_days: Vec<i64>,
     /// Faults that are still to be played.
     faults: Vec<Fault>,
@@ -63,6 +65,7 @@ impl Default for Settings {
             meter_error_delay_ms: 1_000,
             global_rate: 25,
             endpoint_rate: 25,
+            first_portal_is_default: true,
             retry_days: RETRY_DAYS.to_vec(),
             faults: Vec::new(),
             rejections: Vec::new(),
@@ -219,6 +222,7 @@ fn set(world: &mut World, params: &mut Params) -> Reply {
     let meter_error_delay_ms = number(params, "meter_error_delay_ms", old.meter_error_delay_ms)?;
     let global_rate = number(params, "global_rate", old.global_rate)?;
     let endpoint_rate = number(params, "endpoint_rate", old.endpoint_rate)?;
+    let first_portal_is_default = params.boolean("first_portal_is_default")?.unwrap_or(old.first_portal_is_default);
     let retry_days = params.text("retry_days")?;
     params.finish()?;
     let retry_days = retry_days
@@ -248,6 +252,7 @@ fn set(world: &mut World, params: &mut Params) -> Reply {
     settings.meter_error_delay_ms = meter_error_delay_ms;
     settings.global_rate = global_rate;
     settings.endpoint_rate = endpoint_rate;
+    settings.first_portal_is_default = first_portal_is_default;
     if let Some(days) = retry_days {
         settings.retry_days = days;
     }
@@ -256,6 +261,7 @@ fn set(world: &mut World, params: &mut Params) -> Reply {
         "retry_days": settings.retry_days,
         "summary_lag_secs": summary_lag_secs, "identifier_ttl_secs": identifier_ttl_secs, "meter_call_ms": meter_call_ms,
         "meter_error_delay_ms": meter_error_delay_ms, "global_rate": global_rate, "endpoint_rate": endpoint_rate,
+        "first_portal_is_default": first_portal_is_default,
     }))
 }
 

@@ -236,7 +236,7 @@ pub(crate) fn create(world: &mut World, params: &mut Params) -> Reply {
         created: now,
         updated: now,
         active: true,
-        is_default: world.configurations.values().next().is_none(),
+        is_default: world.settings.first_portal_is_default && world.configurations.values().next().is_none(),
         name: None,
         headline: None,
         privacy_policy_url: None,

@@ -349,10 +349,11 @@ pub(crate) fn update(world: &mut World, id: &str, params: &mut Params) -> Reply 
     Ok(expand.apply(world, price.render()))
 }
 
-/// `GET /v1/prices`. Source: `PriceListParams`; at most 10 lookup keys.
+/// `GET /v1/prices`: without `active` only those that are. Source: "Returns a list of your active prices … For the list of inactive
+/// prices, set active to false"; `PriceListParams`; at most 10 lookup keys.
 pub(crate) fn list(world: &World, params: &mut Params) -> Reply {
     let page = Page::from_params(params)?;
-    let active = params.boolean("active")?;
+    let active = params.boolean("active")?.unwrap_or(true);
     let lookup_keys = params.texts("lookup_keys")?;
     let product = params.text("product")?;
     let currency = params.text("currency")?;
@@ -367,7 +368,7 @@ pub(crate) fn list(world: &World, params: &mut Params) -> Reply {
         "price",
         "/v1/prices",
         |price| {
-            active.is_none_or(|active| price.active == active)
+            price.active == active
                 && (lookup_keys.is_empty() || price.lookup_key.as_ref().is_some_and(|key| lookup_keys.contains(key)))
                 && product.as_ref().is_none_or(|product| price.product == *product)
                 && currency.as_ref().is_none_or(|currency| price.currency == *currency)

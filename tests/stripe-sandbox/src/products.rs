@@ -107,17 +107,17 @@ pub(crate) fn update(world: &mut World, id: &str, params: &mut Params) -> Reply 
     Ok(after)
 }
 
-/// `GET /v1/products`
+/// `GET /v1/products`: without `active` only those that are, as with prices.
 pub(crate) fn list(world: &World, params: &mut Params) -> Reply {
     let page = Page::from_params(params)?;
-    let active = params.boolean("active")?;
+    let active = params.boolean("active")?.unwrap_or(true);
     let ids = params.texts("ids")?;
     params.finish()?;
     page.cut(
         &world.products,
         "product",
         "/v1/products",
-        |product| active.is_none_or(|active| product.active == active) && (ids.is_empty() || ids.contains(&product.id)),
+        |product| product.active == active && (ids.is_empty() || ids.contains(&product.id)),
         Product::render,
     )
 }

@@ -46,7 +46,8 @@ async fn quarantine(stack: &Stack) {
     assert!(again.contains("ledger"), "{again}");
     assert_eq!(requests(stack, "ada").await, 1, "counted once");
     let listed = text(&till(stack, &["quarantine", "list", "--reason", "invalid"]).await);
-    let row = listed.lines().find(|line| line.contains(id)).expect("an entry that was sent again stays");
+    // An entry that was sent again stays.
+    let row = listed.lines().find(|line| line.contains(id)).unwrap();
     assert!(row.contains("invalid  -     20"), "with the moment at which it was: {listed}");
 }
 
