@@ -246,6 +246,97 @@ def test_a_gate_serves_one_event_loop_after_another(fake: FakeGate, url: str) ->
     gc.collect()
 
 
+class Together(httpx.AsyncBaseTransport):
+    """A gate that answers after a moment, and tells how many it was asked side by side."""
+
+    def __init__(self, status: int = 200, secs: float = 0.01) -> None:
+        self.status, self.secs = status, secs
+        self.now = self.most = 0
+
+    async def handle_async_request(self, _: httpx.Request) -> httpx.Response:
+        self.now += 1
+        self.most = max(self.most, self.now)
+        try:
+            await asyncio.sleep(self.secs)
+        finally:
+            self.now -= 1
+        return httpx.Response(self.status, json=access_body("ada"))
+
+
+async def test_many_who_ask_side_by_side_take_turns() -> None:
+    together = Together()
+    gate = Gate("http://gate", "t", timeout_secs=5, transport=lambda: together)
+    answers = await asyncio.gather(*(gate.check(str(at)) for at in range(400)))
+    assert not [access for access in answers if access.unreachable]
+    assert together.most == 50
+    assert gate.counts() == GateCounts(asked=400)
+
+
+async def test_what_fails_side_by_side_is_one_failure() -> None:
+    together = Together(503)
+    gate = Gate("http://gate", "t", timeout_secs=5, transport=lambda: together)
+    for _ in range(3):
+        assert (await asyncio.gather(*(gate.check(str(at)) for at in range(40))))[0].unreachable
+    assert gate.counts().asked == 120, "the second and the third are asked, too"
+    await gate.check("ada")
+    assert gate.counts().asked == 120
+
+
+async def test_who_waits_too_long_for_a_turn_or_until_the_gate_has_failed_does_without(caplog: pytest.LogCaptureFixture) -> None:
+    together = Together(secs=0.2)
+    gate = Gate("http://gate", "t", timeout_secs=0.3, transport=lambda: together)
+    answers = await asyncio.gather(*(gate.check(str(at)) for at in range(160)))
+    assert [access.unreachable for access in answers] == [False] * 100 + [True] * 60
+    assert "50 questions are under way" in caplog.text
+    assert not (await gate.check("ada")).unreachable, "that was no failure of the gate"
+    together.status = 503
+    gate = Gate("http://gate", "t", timeout_secs=0.3, breaker_failures=1, transport=lambda: together)
+    await asyncio.gather(*(gate.check(str(at)) for at in range(100)))
+    assert gate.counts() == GateCounts(asked=50, failed=50, unchecked=100)
+
+
+def test_the_connections_are_kept() -> None:
+    pool = tokentill.gate._transport()._pool  # type: ignore[attr-defined]
+    assert pool._max_connections == pool._max_keepalive_connections == 50
+
+
+async def test_nothing_that_is_asked_raises(caplog: pytest.LogCaptureFixture) -> None:
+    asked: list[bytes] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        asked.append(request.content)
+        return httpx.Response(200, json=access_body("ada"))
+
+    class Five:
+        def __index__(self) -> int:
+            return 5
+
+    gate = Gate("http://gate", "t", transport=lambda: httpx.MockTransport(answer))
+    odd: list[Any] = [{"requests": [1]}, {1: 1, "a": "b"}, {"a": None}, [1], 7]
+    for units in odd:
+        assert (await gate.check("ada", units)).unreachable
+    for user_id in (["ada"], b"ada", object()):
+        await gate.check(user_id)  # type: ignore[arg-type]
+        assert (await gate.access(user_id)).unreachable  # type: ignore[arg-type]
+    assert "correct the user_id or the units" in caplog.text
+    asked.clear()
+    assert not (await gate.check("ada", {"requests": Five()})).unreachable  # type: ignore[dict-item]
+    assert b'"requests":5' in asked[0].replace(b" ", b"")
+
+
+async def test_a_time_without_a_zone_is_utc() -> None:
+    quotas = {"requests": {"limit": 1, "used": 1, "remaining": 0, "resets_at": "2126-12-01T00:00:00"}}
+    body = access_body("ada", allowed=False, reason="quota_exceeded", quotas=quotas)
+    access = await Gate("http://gate", "t", transport=answering(402, body)).check("ada")
+    assert access.quotas["requests"].resets_at == datetime(2126, 12, 1, tzinfo=timezone.utc)
+
+
+async def test_the_end_of_a_secrets_line_is_none_of_it(fake: FakeGate, url: str) -> None:
+    gate = Gate(f"{url}/\n", f" {FakeGate.token}\r\n", timeout_secs=5)
+    assert not (await gate.check("ada")).unreachable
+    await gate.aclose()
+
+
 async def test_checkout_and_portal_tell_a_url(fake: FakeGate, url: str) -> None:
     fake.answer = lambda *_: (200, {}, {"url": "https://checkout.stripe.com/c/1"})
     gate = new_gate(url)
@@ -285,10 +376,15 @@ def test_a_wrong_configuration_fails_at_the_start() -> None:
         ("http://gate", "", "open"),
         ("http://gate", " ", "open"),
         ("http://gate", "t\r\nx:y", "open"),
+        ("http://gate", "t\xe9", "open"),
+        ("http://gate x", "t", "open"),
         ("http://gate", "t", "perhaps"),
     ):
         with pytest.raises(ValueError):
             Gate(url, token, on_unreachable=policy)  # type: ignore[arg-type]
+    for tokens in ("tt_new,tt_old", "tt_new tt_old", "tt_new\ntt_old"):
+        with pytest.raises(ValueError, match="several tokens: take one"):
+            Gate("http://gate", tokens)
 
 
 async def test_what_is_kept_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:

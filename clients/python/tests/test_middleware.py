@@ -7,7 +7,7 @@ import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import httpx
 import pytest
@@ -420,17 +420,21 @@ async def nothing() -> dict[str, Any]:
 async def drop(_: Any) -> None: ...
 
 
-def test_websockets_and_their_messages_are_passed_through_untouched() -> None:
+def test_websockets_and_their_messages_are_passed_through_untouched(caplog: pytest.LogCaptureFixture) -> None:
     seen: list[Any] = []
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         seen.extend((scope, receive, send))
 
     queue = Queue()
-    middleware, reports = through(app, queue)
+    middleware, reports = through(app, queue, include=["/v1"])
     scope = {"type": "websocket", "path": "/ws", "headers": []}
     asyncio.run(middleware(scope, nothing, drop))
+    assert caplog.text == ""
     assert (seen[0] is scope, seen[1] is nothing, seen[2] is drop) == (True, True, True)
+    for _ in range(2):
+        asyncio.run(middleware({**scope, "path": "/v1/ws"}, nothing, drop))
+    assert caplog.text.count("neither gated nor billed") == 1
     assert reports.counts().waiting == 0
 
 
@@ -447,7 +451,163 @@ def test_an_exception_is_reported_and_goes_on(error: type[BaseException]) -> Non
     assert reports.flush(WAIT_SECS) == 0
     (event,) = queue.events()
     cancelled = error is asyncio.CancelledError
-    assert (event["success"], event["outcome"]) == (cancelled, "client_disconnect" if cancelled else error.__name__)
+    assert (event["success"], event["outcome"]) == (False, "cancelled" if cancelled else error.__name__)
+
+
+async def left() -> dict[str, Any]:
+    return {"type": "http.disconnect"}
+
+
+@pytest.mark.parametrize(("policy", "success"), [("usage", True), ("success", True), ("failure", False)])
+@pytest.mark.parametrize("end", ["cancelled", "complete"])
+def test_a_disconnect_that_was_seen_counts_as_configured_however_it_ends(policy: str, success: bool, end: str) -> None:
+    async def app(_scope: Any, receive: Any, send: Any) -> None:
+        current_usage().tokens(in_=1, out=1)
+        await receive()
+        if end == "cancelled":
+            raise asyncio.CancelledError
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body"})
+
+    queue = Queue()
+    middleware, reports = through(app, queue, on_disconnect=policy)
+    with contextlib.suppress(asyncio.CancelledError):
+        asyncio.run(middleware(dict(HTTP), left, drop))
+    assert reports.flush(WAIT_SECS) == 0
+    assert [(event["success"], event["outcome"]) for event in queue.events()] == [(success, "client_disconnect")]
+
+
+def test_what_handlers_leave_in_the_scope_is_seen_outside() -> None:
+    app = FastAPI()
+    queue = Queue()
+    reports = tracker(queue)
+    seen: dict[str, Any] = {}
+
+    @app.get("/v1/x")
+    async def handler(request: Request) -> None:
+        request.state.model = "large"
+
+    app.add_middleware(BillingMiddleware, gate=None, tracker=reports, user_id=lambda _: "ada")
+
+    @app.middleware("http")
+    async def outer(request: Request, call_next: Any) -> Any:
+        answer = await call_next(request)
+        seen.update(model=request.state.model, route=request.scope["route"].path)
+        return answer
+
+    with serve(app) as url:
+        assert httpx.get(f"{url}/v1/x").status_code == 200
+    assert seen == {"model": "large", "route": "/v1/x"}
+
+
+@pytest.mark.parametrize("by", ["server", "app"])
+@pytest.mark.parametrize("root_path", ["/api", "/api/", "/", ""])
+def test_whatever_is_routed_below_include_is_metered(root_path: str, by: str) -> None:
+    served: list[str] = []
+    queue = Queue()
+    reports = tracker(queue)
+    app = FastAPI()
+    app.root_path = root_path if by == "app" else ""
+
+    @app.get("/v1/x")
+    async def handler(request: Request) -> None:
+        served.append(request.scope["path"])
+
+    app.add_middleware(BillingMiddleware, gate=None, tracker=reports, user_id=lambda _: "ada", include=["/v1/x/"])
+    paths = ["/v1/x", "//v1/x", "/v1/x\n", "/api/v1/x", "/api//v1/x"]
+
+    async def ask() -> None:
+        for path in paths:
+            scope = {**HTTP, "path": path, "root_path": root_path if by == "server" else "", "query_string": b""}
+            await app(scope, nothing, drop)
+
+    asyncio.run(ask())
+    reports.flush(WAIT_SECS)
+    succeeded = [event["endpoint"] for event in queue.events() if event["success"]]
+    assert succeeded == ["/v1/x"] * len(served)
+    assert len(served) >= 2
+
+
+class HttpLike(Exception):
+    status_code = 403
+    detail: object = "not yours"
+    headers: ClassVar = {"WWW-Authenticate": "Bearer", "Content-Length": "7"}
+
+
+def test_an_http_exception_of_user_id_is_the_answer(service: Service) -> None:
+    def refuse(scope: Any) -> str:
+        what = dict(scope["headers"])[b"x-user"]
+        raise {b"like": HttpLike(), b"real": HTTPException(499, {"a": 1}), b"other": ZeroDivisionError()}[what]
+
+    with service.run(user_id=refuse) as client:
+        like, real, other = (client.get("/v1/items/x", headers={"x-user": user}) for user in ("like", "real", "other"))
+    assert like.json() == {"type": "about:blank", "title": "Forbidden", "status": 403, "detail": "not yours"}
+    assert (like.status_code, like.headers["content-type"]) == (403, "application/problem+json")
+    assert like.headers["www-authenticate"] == "Bearer"
+    assert (real.status_code, real.json()["detail"]) == (499, "HTTP 499")
+    assert other.status_code == 500
+    assert (service.served, service.gate.asked, service.events()) == ([], [], [])
+
+
+def test_usage_is_warned_of_once_and_not_at_all_without_a_tracker(caplog: pytest.LogCaptureFixture) -> None:
+    usage = Usage()
+    for at in range(5):
+        usage.tokens(in_=at, out=1)
+    assert caplog.text.count("outside of a metered request") == 1
+    caplog.clear()
+
+    async def app(_scope: Any, _receive: Any, _send: Any) -> None:
+        current_usage().tokens(in_=1, out=1)
+
+    asyncio.run(BillingMiddleware(app, gate=None, tracker=None, user_id=lambda _: "ada")(dict(HTTP), nothing, drop))
+    assert caplog.text == ""
+
+
+@pytest.mark.parametrize("how", ["raises", "returns", "raises after it was asked", "leaves after its start"])
+def test_what_is_left_is_sent_although_the_service_has_no_lifespan(how: str) -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "lifespan":
+            if how in ("raises after it was asked", "leaves after its start"):
+                await receive()
+            if how == "leaves after its start":
+                await send({"type": "lifespan.startup.complete"})
+            if how.startswith("raises"):
+                raise ValueError("no lifespan here")
+            return
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"ok"})
+
+    queue = Queue()
+    middleware, _ = through(app, queue, tracker=tracker(queue, gather_secs=60))
+    with serve(middleware) as url:
+        assert httpx.get(url).text == "ok"
+        assert queue.events() == []
+    assert len(queue.events()) == 1
+
+
+@pytest.mark.parametrize(("fails_at", "sent"), [("start", 0), ("end", 1)])
+def test_a_service_that_fails_at_its_start_or_its_end_still_does(fails_at: str, sent: int) -> None:
+    async def app(_scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        if fails_at == "start":
+            await send({"type": "lifespan.startup.failed"})
+        else:
+            await send({"type": "lifespan.startup.complete"})
+            await receive()
+        raise ZeroDivisionError
+
+    messages = iter(("lifespan.startup", "lifespan.shutdown"))
+
+    async def receive() -> dict[str, Any]:
+        return {"type": next(messages)}
+
+    queue = Queue()
+    reports = tracker(queue, gather_secs=60)
+    reports.record_usage("ada", "/x", 1, 1, True)
+    with pytest.raises(ZeroDivisionError):
+        asyncio.run(through(app, queue, tracker=reports)[0]({"type": "lifespan"}, receive, drop))
+    assert len(queue.events()) == sent
+    reports.close(WAIT_SECS)
 
 
 def test_a_server_that_says_the_client_is_gone_when_one_sends() -> None:
@@ -468,7 +628,7 @@ def test_a_server_that_says_the_client_is_gone_when_one_sends() -> None:
     assert [(event["success"], event["outcome"]) for event in queue.events()] == [(True, "client_disconnect")]
 
 
-def test_the_apps_own_request_id_header_is_replaced_and_its_scope_is_its_own() -> None:
+def test_the_apps_own_request_id_header_is_replaced_and_its_state_is_kept() -> None:
     sent: list[Any] = []
 
     async def app(scope: Any, _receive: Any, send: Any) -> None:
@@ -484,7 +644,7 @@ def test_the_apps_own_request_id_header_is_replaced_and_its_scope_is_its_own() -
     asyncio.run(middleware({**HTTP, "state": state}, nothing, send))
     names = [name for name, _ in sent[0]["headers"]]
     assert names == [b"a", b"x-request-id"]
-    assert state == {"kept": 1}
+    assert state["kept"] == 1
 
 
 def test_a_wrong_configuration_fails_at_the_start() -> None:

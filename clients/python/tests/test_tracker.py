@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 import uuid
+from collections.abc import Callable
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,9 @@ import boto3
 import jsonschema
 import pytest
 from botocore.exceptions import NoRegionError
-from doubles import SCHEMA, URL, Queue, tracker
+from doubles import SCHEMA, URL, Queue, free_port, tracker
 
+import tokentill.tracker
 from tokentill import Counts, UsageTracker
 from tokentill.event import Invalid, encode
 from tokentill.tracker import MAX_CALL_BYTES, MAX_MESSAGE_BYTES
@@ -116,10 +118,8 @@ def test_what_is_accepted_is_valid_and_what_is_not_is_counted(caplog: pytest.Log
             assert '"\\ud800"' not in text
             assert json.loads(text)["request_id"]
     assert ("user_id", "\ud800") in refused
-    assert ("tokens_in", -1) in refused
-    assert ("tokens_in", 1.0) in refused
-    assert ("units", {"a": -1}) in refused
-    assert not [field for field, value in refused if field == "extra" or (field == "model" and isinstance(value, str))]
+    counts = ("tokens_in", "tokens_out", "tokens_cached", "attempt", "units", "extra")
+    assert not [field for field, value in refused if field in counts or (field == "model" and isinstance(value, str))]
 
     # Of the extras, only what every reader takes goes along.
     kept = []
@@ -141,13 +141,38 @@ def test_what_is_accepted_is_valid_and_what_is_not_is_counted(caplog: pytest.Log
 def test_a_mistake_is_logged_once_for_each_kind_without_the_value(caplog: pytest.LogCaptureFixture) -> None:
     reports = tracker(Queue())
     for at in range(5):
-        assert not reports.record_usage("ada", "/x", -at - 1, 0, True)
+        assert not reports.record_usage("ada", "/x", 1, 0, True, timestamp=10**12 + at)
         assert not reports.record_usage("s3cret" * 30, "/x", 1, 0, True)
     assert [record.levelname for record in caplog.records] == ["ERROR", "ERROR"]
-    assert "tokens_in must be 0 or more" in caplog.text
+    assert "timestamp must be in seconds" in caplog.text
     assert "user_id is longer" in caplog.text
     assert "s3cret" not in caplog.text
     assert reports.counts() == Counts(dropped_invalid=10)
+
+
+class NumpyLike:
+    def __index__(self) -> int:
+        return 5
+
+
+def test_a_count_that_cannot_be_used_does_not_cost_the_event(caplog: pytest.LogCaptureFixture) -> None:
+    queue = Queue()
+    reports = tracker(queue)
+    odd: list[Any] = [NumpyLike(), 5.0, None, -1, 2.5, True, "7", float("nan"), 10**15]
+    for value in odd:
+        for _ in range(2):
+            assert reports.record_usage("ada", "/x", value, 1, True, tokens_cached=value, units={"a": value, "b": 2})
+    assert reports.record_usage("ada", "/x", 1, 1, True, units=[1], attempt="two")  # type: ignore[arg-type]
+    assert reports.flush(WAIT_SECS) == 0
+    *events, last = queue.events()
+    assert [event["tokens_in"] for event in events] == [5] * 4 + [0] * 14
+    assert [event["units"] for event in events] == [{"a": 5, "b": 2}] * 4 + [{"b": 2}] * 14
+    assert "units" not in last
+    assert "attempt" not in last
+    # None is no mistake where the count may be missing.
+    assert reports.counts() == Counts(sent=19, invalid_fields=14 + 12 + 14 + 2)
+    assert caplog.text.count("tokens_in must be a whole number, not NoneType") == 1
+    assert caplog.text.count("tokens_in must be 0 or more") == 1
 
 
 def test_nothing_raises_into_the_request() -> None:
@@ -268,6 +293,83 @@ def test_any_thread_may_record() -> None:
     assert sorted(ids(queue)) == sorted(f"{thread}/{at}" for thread, at in itertools.product(range(8), range(500)))
 
 
+def test_a_thread_that_cannot_be_started_is_started_later(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    queue = Queue()
+    reports = tracker(queue)
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", fail)
+        assert reports.record_usage("ada", "/x", 1, 1, True, request_id="first")
+        assert reports.flush(0.05) == 1
+    assert "no thread can be started" in caplog.text
+    assert reports.record_usage("ada", "/x", 1, 1, True, request_id="second")
+    assert reports.flush(WAIT_SECS) == 0
+    assert ids(queue) == ["first", "second"]
+
+
+def test_what_close_has_left_is_sent_by_a_later_flush() -> None:
+    queue = Queue()
+    queue.down = True
+    reports = tracker(queue)
+    reports.record_usage("ada", "/x", 1, 1, True)
+    thread = reports._thread
+    assert thread is not None
+    assert reports.close(0.05) == 1
+    thread.join(WAIT_SECS)
+    queue.down = False
+    assert reports.flush(WAIT_SECS) == 0
+    assert len(queue.events()) == 1
+
+
+def test_the_end_of_the_process_does_not_wait_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    queue = Queue()
+    queue.down = True
+    closed = tracker(queue)
+    closed.record_usage("ada", "/x", 1, 1, True)
+    closed.close(0.05)
+    fresh = tracker(Queue())
+    fresh.record_usage("ada", "/x", 1, 1, True)
+    asked: list[UsageTracker] = []
+    monkeypatch.setattr(UsageTracker, "close", lambda self: asked.append(self))
+    monkeypatch.setattr(tokentill.tracker, "_TRACKERS", [closed, fresh])
+    tokentill.tracker._at_exit()
+    assert asked == [fresh]
+    fresh.flush(WAIT_SECS)
+
+
+def test_credentials_that_come_later_are_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in [name for name in os.environ if name.startswith("AWS")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    credentials = tmp_path / "credentials"
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(credentials))
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{free_port()}")
+    told: list[str] = []
+    monkeypatch.setattr(tokentill.tracker._log, "warning", lambda *args: told.append(str(args[-1])))
+    reports = UsageTracker(URL, gather_secs=0, backoff_base_secs=0.01, backoff_cap_secs=0.05)
+    reports.record_usage("ada", "/x", 1, 1, True)
+    wait_until(lambda: any("NoCredentials" in text for text in told))
+    credentials.write_text("[default]\naws_access_key_id = test\naws_secret_access_key = test\n")
+    wait_until(lambda: any("EndpointConnectionError" in text for text in told))
+    reports.close(0)
+    reports._begin()
+
+
+def wait_until(done: Callable[[], bool]) -> None:
+    end = time.monotonic() + WAIT_SECS
+    while not done():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def test_a_line_end_after_the_queues_url_is_none_of_it() -> None:
+    assert UsageTracker(URL + "\n")._queue_url == URL
+
+
 def test_events_gather_before_they_are_sent() -> None:
     queue = Queue()
     reports = tracker(queue, gather_secs=60)
@@ -344,7 +446,7 @@ def test_a_wrong_configuration_fails_at_the_start(monkeypatch: pytest.MonkeyPatc
     for name in ("AWS_REGION", "AWS_DEFAULT_REGION", "AWS_PROFILE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
-    for url in ("", "usage", "arn:aws:sqs:eu-central-1:1:usage"):
+    for url in ("", "usage", "https://a b", "arn:aws:sqs:eu-central-1:1:usage"):
         with pytest.raises(ValueError):
             UsageTracker(url)
     with pytest.raises(NoRegionError):

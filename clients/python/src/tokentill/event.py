@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import operator
 import time
 from collections.abc import Callable, Mapping
 from datetime import datetime
@@ -46,26 +47,38 @@ def encode(
 ) -> str:
     """One event as JSON in ASCII, so that it has as many bytes as characters.
 
-    A label (endpoint, model, outcome) that is too long is cut, and an `extra` that cannot be sent is left out (`left_out`
-    is told why): neither may cost a billable event. Raises `Invalid` for everything else.
+    Some mistakes may not cost a billable event: a label (endpoint, model, outcome) that is too long is cut, and what cannot
+    be sent of the counts and the `extra` is left out (`left_out` is told why), 0 in the place of tokens. Raises `Invalid`
+    for everything else.
     """
+
+    def quantity(value: object, field: str) -> int | None:
+        try:
+            return _quantity(value, field)
+        except Invalid as error:
+            left_out(str(error))
+            return None
+
     event: dict[str, object] = {
         "request_id": identifier(request_id, "request_id"),
         "user_id": identifier(user_id, "user_id"),
         "endpoint": _label(endpoint, "endpoint", MAX_ENDPOINT_CHARS),
-        "tokens_in": _quantity(tokens_in, "tokens_in"),
-        "tokens_out": _quantity(tokens_out, "tokens_out"),
+        "tokens_in": quantity(tokens_in, "tokens_in") or 0,
+        "tokens_out": quantity(tokens_out, "tokens_out") or 0,
         "success": _boolean(success, "success"),
         "timestamp": _timestamp(timestamp),
     }
     if model is not None:
         event["model"] = _label(model, "model", MAX_WORD_CHARS)
-    if tokens_cached is not None:
-        event["tokens_cached"] = _quantity(tokens_cached, "tokens_cached")
+    for field, given in (("tokens_cached", tokens_cached), ("attempt", attempt)):
+        if given is not None and (number := quantity(given, field)) is not None:
+            event[field] = number
     if units:
-        event["units"] = _units(units)
-    if attempt is not None:
-        event["attempt"] = _quantity(attempt, "attempt")
+        try:
+            numbers = {name: quantity(value, "units") for name, value in _units(units).items()}
+            event["units"] = {name: number for name, number in numbers.items() if number is not None}
+        except Invalid as error:
+            left_out(str(error))
     if outcome is not None:
         event["outcome"] = _label(outcome, "outcome", MAX_WORD_CHARS)
     if extra:
@@ -101,11 +114,16 @@ def _label(value: object, field: str, max_chars: int) -> str:
 
 
 def _quantity(value: object, field: str) -> int:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise Invalid(f"{field} must be a whole number, not {type(value).__name__}")
-    if not 0 <= value <= MAX_QUANTITY:
+    """The count, of whatever type it is: numpy's integers are none of Python's."""
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        number = int(value) if isinstance(value, float) and value.is_integer() else operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        raise Invalid(f"{field} must be a whole number, not {type(value).__name__}") from None
+    if not 0 <= number <= MAX_QUANTITY:
         raise Invalid(f"{field} must be 0 or more, with at most 15 digits")
-    return int(value)
+    return number
 
 
 def _boolean(value: object, field: str) -> bool:
@@ -128,7 +146,8 @@ def _timestamp(value: datetime | float | None) -> int:
     return math.floor(value)
 
 
-def _units(units: Mapping[str, int]) -> dict[str, int]:
+def _units(units: Mapping[str, int]) -> Mapping[str, int]:
+    """The units, if their names are allowed."""
     if not isinstance(units, Mapping):
         raise Invalid("units must be a mapping of names to whole numbers")
     if len(units) > MAX_UNITS:
@@ -136,7 +155,7 @@ def _units(units: Mapping[str, int]) -> dict[str, int]:
     for name in units:
         if not isinstance(name, str) or not 0 < len(name) <= MAX_UNIT_NAME_CHARS or not _is_unicode(name):
             raise Invalid(f"units has a name that is not a string of 1 to {MAX_UNIT_NAME_CHARS} characters")
-    return {name: _quantity(quantity, "units") for name, quantity in units.items()}
+    return units
 
 
 def _extra(extra: Mapping[str, object]) -> dict[str, object]:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import operator
+import re
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import AsyncIterator, Callable, Hashable, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from typing import Any, Generic, Literal, TypeVar
@@ -15,6 +18,8 @@ from typing import Any, Generic, Literal, TypeVar
 import httpx
 
 CACHED_USERS = 10_000
+QUESTIONS_AT_ONCE = 50
+"""And connections. With more, httpx would hold up the event loop for longer than the gate needs to answer."""
 SELL_TIMEOUT_SECS = 15.0
 """A checkout asks Stripe several things."""
 
@@ -108,7 +113,7 @@ class GateCounts:
     asked: int = 0
     """Calls of the access API for `check` and `access`."""
     failed: int = 0
-    """Those that brought no answer to use."""
+    """Questions that brought no answer to use, those included that could not even be asked."""
     unchecked: int = 0
     """Answers that were given without the gate, as `on_unreachable` says."""
 
@@ -119,8 +124,9 @@ class Gate:
     `api_url` is the stack's output `ApiUrl`, `token` one of its service tokens. If the gate cannot be used (no connection, no
     answer within `timeout_secs`, a wrong token, a server error), everything is allowed (`on_unreachable="open"`) or nothing
     is (`"closed"`), and an error is logged. After `breaker_failures` such failures in a row it is not asked for
-    `breaker_secs`, then tried with one request. `access` and refusals are kept for `cache_secs` at most. `transport` makes
-    the httpx transport, for a proxy or a test. A gate serves one event loop at a time.
+    `breaker_secs`, then tried with one request; what fails side by side is one failure. `access` and refusals are kept for
+    `cache_secs` at most. Fifty questions are asked at a time; who waits longer than `timeout_secs` for a turn does without.
+    `transport` makes the httpx transport, for a proxy or a test. A gate serves one event loop at a time.
     """
 
     def __init__(
@@ -135,10 +141,14 @@ class Gate:
         breaker_secs: float = 5.0,
         transport: Callable[[], httpx.AsyncBaseTransport] | None = None,
     ) -> None:
-        if not api_url.startswith(("http://", "https://")):
+        # A secret that was read from a file often ends with the line.
+        api_url, token = api_url.strip(), token.strip()
+        if not re.fullmatch(r"https?://\S+", api_url):
             raise ValueError("api_url must be the access API's URL, the stack's output ApiUrl")
-        if not token.isascii() or not token.isprintable() or not token.strip() or " " in token:
-            raise ValueError("token must be a service token: ASCII, not blank, without spaces")
+        if "," in token or len(token.split()) > 1:
+            raise ValueError("token holds several tokens: take one")
+        if not re.fullmatch(r"[!-~]+", token):
+            raise ValueError("token must be a service token: ASCII, not blank")
         if on_unreachable not in ("open", "closed"):
             raise ValueError('on_unreachable must be "open" or "closed"')
         self._api_url = api_url.rstrip("/")
@@ -156,9 +166,10 @@ class Gate:
         self._make_transport = transport or _transport
         self._transport: httpx.AsyncBaseTransport | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._turns = asyncio.Semaphore(QUESTIONS_AT_ONCE)
         self._counts = GateCounts()
         self._failures = 0
-        self._closed_until = 0.0
+        self._failed_at = float("-inf")
         self._probing = False
         self._known: _Cache[Access] = _Cache()
         self._refused: _Cache[Access] = _Cache()
@@ -169,13 +180,17 @@ class Gate:
 
         A refusal is repeated without asking for `cache_secs`, but never beyond its `Retry-After` or the quota's reset.
         """
-        key = (user_id, tuple(sorted(units.items())) if units else ())
+        question: dict[str, Any] = {"user_id": user_id}
+        try:
+            if units:
+                question["units"] = {name: operator.index(number) for name, number in units.items()}
+            key = json.dumps(question)
+        except Exception as error:  # noqa: BLE001 Nothing raises into the request.
+            self._fail("/v1/check", error)
+            return self._without_gate(user_id)
         refused = self._refused.get(key)
         if refused is not None:
             return replace(refused[0], retry_after_secs=_left(refused[0].retry_after_secs, refused[1]))
-        question: dict[str, Any] = {"user_id": user_id}
-        if units:
-            question["units"] = dict(units)
         access = await self._ask(user_id, "POST", "/v1/check", question)
         if not access.allowed and not access.unreachable:
             self._refused.put(key, access, self._lifetime_secs(access))
@@ -183,6 +198,9 @@ class Gate:
 
     async def access(self, user_id: str) -> Access:
         """What the user may do, without taking anything; the rate limit aside. At most `cache_secs` old."""
+        if not isinstance(user_id, str):
+            self._fail("/v1/access", TypeError("user_id must be a string"))
+            return self._without_gate(user_id)
         known = self._known.get(user_id)
         if known is not None:
             return known[0]
@@ -227,16 +245,23 @@ class Gate:
         return access
 
     async def _ask(self, user_id: str, method: str, path: str, question: Mapping[str, Any]) -> Access:
-        probe = self._failures >= self._breaker_failures
-        if probe and (self._probing or time.monotonic() < self._closed_until):
+        if self._rests():
             return self._without_gate(user_id)
-        self._probing = probe
-        self._counts = replace(self._counts, asked=self._counts.asked + 1)
+        began: float | None = None
+        probe = False
         try:
-            response = await self._exchange(method, path, question, self._timeout_secs)
+            async with self._turn():
+                # The others may have found out meanwhile.
+                if self._rests():
+                    return self._without_gate(user_id)
+                probe = self._failures >= self._breaker_failures
+                self._probing = probe
+                began = time.monotonic()
+                self._counts = replace(self._counts, asked=self._counts.asked + 1)
+                response = await self._exchange(method, path, question, self._timeout_secs)
             access = _read(user_id, response)
         except Exception as error:  # noqa: BLE001 Billing never stands in the service's way, whatever happens to it.
-            self._fail(path, error)
+            self._fail(path, error, began)
             return self._without_gate(user_id)
         finally:
             if probe:
@@ -246,15 +271,39 @@ class Gate:
         self._failures = 0
         return access
 
-    def _fail(self, path: str, error: Exception) -> None:
+    def _rests(self) -> bool:
+        """Whether the gate is not asked now: it has failed just before, or one request is finding out."""
+        now = time.monotonic()
+        return self._failures >= self._breaker_failures and (self._probing or now < self._failed_at + self._breaker_secs)
+
+    @asynccontextmanager
+    async def _turn(self) -> AsyncIterator[None]:
+        """Waits for a turn to ask, for no longer than for an answer."""
+        self._here()
+        turns = self._turns
+        try:
+            await asyncio.wait_for(turns.acquire(), self._timeout_secs)
+        except asyncio.TimeoutError:
+            raise TimeoutError(f"{QUESTIONS_AT_ONCE} questions are under way, and none ended in time") from None
+        try:
+            yield
+        finally:
+            turns.release()
+
+    def _fail(self, path: str, error: Exception, began: float | None = None) -> None:
         self._counts = replace(self._counts, failed=self._counts.failed + 1)
-        if isinstance(error, (TypeError, ValueError)) or (isinstance(error, Problem) and error.status in (400, 413)):
-            # The question was wrong. That says nothing of the next one.
+        if isinstance(error, (TypeError, ValueError)):
+            # It was not asked.
+            hint = "; correct the user_id or the units"
+        elif isinstance(error, Problem) and error.status in (400, 413):
+            # It answers; the question was wrong.
             self._failures = 0
             hint = "; correct the user_id or the units"
         else:
-            self._failures += 1
-            self._closed_until = time.monotonic() + self._breaker_secs
+            # Those that were under way side by side failed for one reason.
+            if began is not None and began >= self._failed_at:
+                self._failures += 1
+                self._failed_at = time.monotonic()
             wrong_token = isinstance(error, Problem) and error.status in (401, 403)
             hint = "; THE SERVICE TOKEN IS WRONG" if wrong_token else ""
         what = "let through unchecked" if self._open else "refused"
@@ -316,13 +365,15 @@ class Gate:
         loop = asyncio.get_running_loop()
         if self._loop is not loop:
             self._loop, self._transport, self._flights, self._probing = loop, None, {}, False
+            self._turns = asyncio.Semaphore(QUESTIONS_AT_ONCE)
         if self._transport is None:
             self._transport = self._make_transport()
         return self._transport
 
 
 def _transport() -> httpx.AsyncBaseTransport:
-    return httpx.AsyncHTTPTransport(limits=httpx.Limits(max_connections=500, max_keepalive_connections=100))
+    limits = httpx.Limits(max_connections=QUESTIONS_AT_ONCE, max_keepalive_connections=QUESTIONS_AT_ONCE)
+    return httpx.AsyncHTTPTransport(limits=limits)
 
 
 def _members(response: httpx.Response) -> dict[str, Any]:
@@ -367,7 +418,10 @@ def _access(user_id: str, response: httpx.Response, allowed: bool, body: Mapping
 
 
 def _moment(text: str | None) -> datetime | None:
-    return datetime.fromisoformat(text.replace("Z", "+00:00")) if text else None
+    if not text:
+        return None
+    moment = datetime.fromisoformat(text.replace("Z", "+00:00"))
+    return moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)
 
 
 def _left(secs: int | None, age_secs: float) -> int | None:

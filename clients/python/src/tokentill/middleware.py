@@ -8,6 +8,7 @@ import json
 import logging
 import re
 from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
+from http import HTTPStatus
 from typing import Any, Literal, TypeVar
 
 from .event import MAX_ENDPOINT_CHARS, Invalid, identifier
@@ -29,8 +30,10 @@ class BillingMiddleware:
     """Pure ASGI middleware, for FastAPI, Starlette and any other framework on asyncio.
 
     `user_id` says whose request it is, from the ASGI scope; it may be async. A request of nobody's (`None`) is answered with
-    401, unless `anonymous="pass"` lets it through, neither checked nor reported. Only paths below one of `include` are
+    401, unless `anonymous="pass"` lets it through, neither checked nor reported; an `HTTPException` that it raises is the
+    answer. Only paths below one of `include` are
     metered (all of them if it is `None`), except those below one of `exclude`, and no request with one of `skip_methods`.
+    Websockets are neither gated nor metered.
     `cost` says what a request takes at the gate, if not one request: fixed units, or a function of the scope.
     `on_disconnect` says how a request counts whose client went away: as a success if it had told of tokens or units
     (`"usage"`), always (`"success"`) or never (`"failure"`). `trust_request_id_header` takes the request's id from its
@@ -67,42 +70,82 @@ class BillingMiddleware:
         self._cost = cost
         self._on_disconnect = on_disconnect
         self._trust_request_id_header = trust_request_id_header
+        self._warned = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serves one connection. Websockets pass through, and so does everything that is not metered."""
         if scope["type"] == "lifespan":
             await self._lifespan(scope, receive, send)
-        elif scope["type"] != "http" or not self._is_metered(scope):
-            await self.app(scope, receive, send)
-        else:
+            return
+        if scope["type"] == "http" and scope["method"] not in self._skip_methods and self._is_included(scope):
             await self._serve(scope, receive, send)
+            return
+        if scope["type"] == "websocket" and not self._warned and self._is_included(scope):
+            self._warned = True
+            _log.warning("a websocket below a metered path is passed through, neither gated nor billed; said once")
+        await self.app(scope, receive, send)
 
     async def _lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Sends what is left before the server ends: after the service's own shutdown, which may still report."""
+        """Sends what is left before the server ends: after the service's own shutdown, which may still report.
 
-        async def last(message: Message) -> None:
+        It goes on by itself where the service takes no part, as without a lifespan no server says that it ends.
+        """
+        asked: set[str] = set()
+        told: set[str] = set()
+
+        async def receive_noting() -> Message:
+            message = await receive()
+            asked.add(message["type"])
+            return message
+
+        async def send_noting(message: Message) -> None:
+            told.add(message["type"])
             if message["type"] in ("lifespan.shutdown.complete", "lifespan.shutdown.failed"):
-                try:
-                    if self._tracker is not None:
-                        await asyncio.to_thread(self._tracker.close)
-                    if self._gate is not None:
-                        await self._gate.aclose()
-                except Exception:  # noqa: BLE001 The server must come to its end.
-                    _log.exception("the shutdown of billing failed")
+                await self._close()
             await send(message)
 
-        await self.app(scope, receive, last)
+        try:
+            await self.app(scope, receive_noting, send_noting)
+        except Exception as error:
+            if told - {"lifespan.startup.complete"}:
+                raise
+            if "lifespan.shutdown" in asked:
+                await self._close()
+                raise
+            _log.warning("the service takes no part in the lifespan, billing does: %s: %s", type(error).__name__, error)
+        if told - {"lifespan.startup.complete"}:
+            return
+        if "lifespan.startup" not in asked:
+            await receive_noting()
+        if not told:
+            await send_noting({"type": "lifespan.startup.complete"})
+        if "lifespan.shutdown" not in asked:
+            await receive_noting()
+        await send_noting({"type": "lifespan.shutdown.complete"})
 
-    def _is_metered(self, scope: Scope) -> bool:
+    async def _close(self) -> None:
+        try:
+            if self._tracker is not None:
+                await asyncio.to_thread(self._tracker.close)
+            if self._gate is not None:
+                await self._gate.aclose()
+        except Exception:  # noqa: BLE001 The server must come to its end.
+            _log.exception("the shutdown of billing failed")
+
+    def _is_included(self, scope: Scope) -> bool:
         path = _route_path(scope)
-        return (
-            scope["method"] not in self._skip_methods
-            and (self._include is None or _is_below(path, self._include))
-            and not _is_below(path, self._exclude)
-        )
+        # Rather a path too many than one that some router still serves: `//v1`, or `/v1` with a line's end.
+        plain = "/" + path.lstrip("/").removesuffix("\n")
+        return (self._include is None or _is_below(plain, self._include)) and not _is_below(path, self._exclude)
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
-        user_id = await _value(self._user_id(scope))
+        try:
+            user_id = await _value(self._user_id(scope))
+        except Exception as error:
+            if not _is_http(error):
+                raise
+            await _refuse(send, *_answer(error))
+            return
         if user_id is None and self._anonymous == "pass":
             await self.app(scope, receive, send)
             return
@@ -120,12 +163,16 @@ class BillingMiddleware:
         await self._meter(scope, receive, send, user_id, request_id, own)
 
     async def _meter(self, scope: Scope, receive: Receive, send: Send, user_id: str, request_id: str, own: Headers) -> None:
-        usage = Usage(request_id)
-        # The router writes into this scope which route it found.
-        inner: Scope = {**scope, "state": {**scope.get("state", {}), "usage": usage}}
-        if self._tracker is not None:
-            record = self._tracker.record_usage
-            usage._record = lambda **fields: record(user_id, _endpoint(inner, scope), **fields)
+        # The router writes into the scope which route it found, and moves the root path to the mounted app.
+        path, root_path = _route_path(scope), str(scope.get("root_path", ""))
+
+        def record(**fields: Any) -> None:
+            if self._tracker is not None:
+                self._tracker.record_usage(user_id, _endpoint(scope, path, root_path), **fields)
+
+        usage = Usage(request_id, record)
+        # Not into a copy: middleware outside of this one sees what the handler leaves in the scope.
+        scope.setdefault("state", {})["usage"] = usage
         status: int | None = None
         gone = False
 
@@ -146,16 +193,20 @@ class BillingMiddleware:
             except OSError:
                 gone = True
                 raise
+            # Not when the app returns: its background tasks still run then.
             if _is_last(message) and status is not None:
-                # Not when the app returns: its background tasks still run then.
-                usage.end(success=_is_success(status), outcome=_outcome(status))
+                if gone:
+                    self._end_early(usage, status, gone, "client_disconnect")
+                else:
+                    usage.end(success=_is_success(status), outcome=_outcome(status))
 
         token = _current.set(usage)
         try:
-            await self.app(inner, receive_noting, send_noting)
+            await self.app(scope, receive_noting, send_noting)
         except BaseException as error:
-            gone = gone or isinstance(error, asyncio.CancelledError)
-            self._end_early(usage, status, gone, type(error).__name__)
+            # A cancellation alone is no disconnect: the server stops, or a time limit around us has passed.
+            cancelled = isinstance(error, asyncio.CancelledError)
+            self._end_early(usage, status, gone, "cancelled" if cancelled else type(error).__name__)
             raise
         else:
             self._end_early(usage, status, gone, "no_response")
@@ -196,22 +247,23 @@ def _is_user_id(user_id: object) -> bool:
 
 
 def _route_path(scope: Scope) -> str:
-    """The path that routes are matched with: without the root path, which some servers put before it."""
-    path, root = str(scope["path"]), str(scope.get("root_path", "")).rstrip("/")
-    return path[len(root) :] if root and path.startswith(f"{root}/") else path
+    """The path that routes are matched with, as Starlette does it: without the root path, which some servers put before it."""
+    path, root = str(scope["path"]), str(scope.get("root_path", ""))
+    rest = path.removeprefix(root)
+    return rest if rest.startswith("/") or not rest else path
 
 
 def _is_below(path: str, prefixes: list[str]) -> bool:
     return any(path == prefix or path.startswith(f"{prefix}/") for prefix in prefixes)
 
 
-def _endpoint(inner: Scope, outer: Scope) -> str:
+def _endpoint(scope: Scope, path: str, root_path: str) -> str:
     """The route's template where the framework tells it (FastAPI), else the path: what the ledger calls the endpoint."""
-    template = getattr(inner.get("route"), "path", None)
+    template = getattr(scope.get("route"), "path", None)
     if not isinstance(template, str):
-        return _route_path(outer)[:MAX_ENDPOINT_CHARS]
+        return path[:MAX_ENDPOINT_CHARS]
     # A mounted app's routes lack the mount's own path.
-    mount = str(inner.get("root_path", "")).removeprefix(str(outer.get("root_path", "")))
+    mount = str(scope.get("root_path", "")).removeprefix(root_path)
     return (mount + template)[:MAX_ENDPOINT_CHARS]
 
 
@@ -237,6 +289,22 @@ async def _deny(send: Send, access: Access, headers: Headers) -> None:
         await _refuse(send, access.status, body, headers)
     else:
         await _refuse(send, access.status, access.body, headers, content_type=b"application/json")
+
+
+def _is_http(error: Exception) -> bool:
+    """Whether it is an `HTTPException`, Starlette's or alike: we depend on no framework."""
+    status = getattr(error, "status_code", None)
+    return isinstance(status, int) and 400 <= status < 600 and hasattr(error, "detail")
+
+
+def _answer(error: Any) -> tuple[int, dict[str, Any], Headers]:
+    """What an `HTTPException` says."""
+    status = int(error.status_code)
+    title = HTTPStatus(status).phrase if status in set(HTTPStatus) else f"HTTP {status}"
+    detail = error.detail if isinstance(error.detail, str) else title
+    headers = {str(name).lower(): str(value) for name, value in (getattr(error, "headers", None) or {}).items()}
+    own = [(n.encode(), v.encode("latin-1")) for n, v in headers.items() if not n.startswith("content-")]
+    return status, _problem(status, title, detail), own
 
 
 def _problem(status: int, title: str, detail: str) -> dict[str, Any]:

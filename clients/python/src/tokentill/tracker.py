@@ -42,7 +42,7 @@ class SqsClient(Protocol):
 
 @dataclass(frozen=True)
 class Counts:
-    """What became of the events so far. The `dropped_…` ones should stay 0: alarm on them."""
+    """What became of the events so far. The `dropped_…` ones and `invalid_fields` should stay 0: alarm on them."""
 
     sent: int = 0
     """Events that the queue has taken."""
@@ -54,6 +54,8 @@ class Counts:
     """Events that the contract does not allow."""
     dropped_refused: int = 0
     """Events in messages that the queue refused for good."""
+    invalid_fields: int = 0
+    """Counts that could not be used (0 is reported for tokens) and `extra`s that were left out. Their events were sent."""
     failed_calls: int = 0
     """Calls of the queue that failed, as a whole or in part. Their events are still waiting, or were sent again."""
 
@@ -71,7 +73,8 @@ class UsageTracker:
     `buffer_bytes` bounds the events that wait; what comes beyond is dropped and counted. Events gather for `gather_secs`
     unless a message is full before. After a failure it waits between `backoff_base_secs` and `backoff_cap_secs` and sends
     the same events again, which is harmless: a request is billed once. `client` makes the SQS client (boto3's, configured
-    as usual); it is called in the thread, and again in a forked process, which begins with an empty buffer.
+    as usual); it is called in the thread, again after a call that failed, for credentials may have come meanwhile, and again
+    in a forked process, which begins with an empty buffer.
     """
 
     def __init__(
@@ -85,7 +88,7 @@ class UsageTracker:
         flush_timeout_secs: float = 10.0,
         client: Callable[[], SqsClient] | None = None,
     ) -> None:
-        if not isinstance(queue_url, str) or not re.match(r"https?://\S+$", queue_url):
+        if not isinstance(queue_url, str) or not re.fullmatch(r"https?://\S+", queue_url := queue_url.strip()):
             raise ValueError("queue_url must be the usage queue's URL, the stack's output UsageQueueUrl")
         self._queue_url = queue_url
         self._buffer_bytes = buffer_bytes
@@ -131,8 +134,9 @@ class UsageTracker:
         """Buffers one call of the service; whether it was. It never waits and never raises.
 
         `(user_id, request_id)` is billed at most once: make the id yourself, once for each request, and keep it when the
-        request is tried again. Without one, a new one is made. `timestamp` is now, unless it is given. What the contract
-        does not allow is dropped, counted and, once for each kind of mistake, logged as an error.
+        request is tried again. Without one, a new one is made. `timestamp` is now, unless it is given. A count that cannot be
+        used is left out, for tokens it is 0; any other event that the contract does not allow is dropped. Both are counted
+        and, once for each kind of mistake, logged as an error.
         """
         try:
             event = encode(
@@ -149,7 +153,7 @@ class UsageTracker:
                 attempt=attempt,
                 outcome=outcome,
                 extra=extra,
-                left_out=self._tell,
+                left_out=self._left_out,
             )
             return self._buffer(event)
         except Invalid as error:
@@ -170,13 +174,15 @@ class UsageTracker:
         timeout_secs = self._flush_timeout_secs if timeout_secs is None else timeout_secs
         with self._changed:
             target = self._settled() + self._counts.waiting
-            self._flushing += 1
-            self._flushes += 1
-            self._changed.notify_all()
-            try:
-                self._changed.wait_for(lambda: self._settled() >= target, timeout_secs)
-            finally:
-                self._flushing -= 1
+            # After a `close` that left something, too.
+            if self._counts.waiting and self._runs():
+                self._flushing += 1
+                self._flushes += 1
+                self._changed.notify_all()
+                try:
+                    self._changed.wait_for(lambda: self._settled() >= target, timeout_secs)
+                finally:
+                    self._flushing -= 1
             return self._counts.waiting
 
     def close(self, timeout_secs: float | None = None) -> int:
@@ -203,15 +209,25 @@ class UsageTracker:
                 self._open_bytes += size
                 self._waiting_bytes += size
                 self._count(waiting=1)
-                self._closing = False
-                if self._thread is None:
-                    self._thread = threading.Thread(target=self._run, daemon=True, name="tokentill-usage")
-                    self._thread.start()
+                self._runs()
                 if self._counts.waiting == 1 or self._is_full_message():
                     self._changed.notify_all()
         if full:
             self._tell("usage events are dropped: the buffer is full", again_secs=60)
         return not full
+
+    def _runs(self) -> bool:
+        """Sees to it that the thread runs, under the lock; whether it does. If not, the next event tries again."""
+        self._closing = False
+        if self._thread is None:
+            thread = threading.Thread(target=self._run, daemon=True, name="tokentill-usage")
+            try:
+                thread.start()
+            except RuntimeError as error:
+                self._tell(f"usage events wait, as no thread can be started to send them: {error}", again_secs=60)
+                return False
+            self._thread = thread
+        return True
 
     def _is_full_message(self) -> bool:
         return len(self._open) >= MAX_EVENTS_PER_MESSAGE or self._open_bytes >= MAX_MESSAGE_BYTES
@@ -222,6 +238,10 @@ class UsageTracker:
     def _count(self, **more: int) -> None:
         with self._changed:
             self._counts = replace(self._counts, **{name: getattr(self._counts, name) + by for name, by in more.items()})
+
+    def _left_out(self, what: str) -> None:
+        self._count(invalid_fields=1)
+        self._tell(f"a usage event is reported without what is wrong with it: {what}")
 
     def _tell(self, what: str, again_secs: float = float("inf")) -> None:
         """Logs an error, but not each time: a mistake in the code would fill the log."""
@@ -242,6 +262,8 @@ class UsageTracker:
                 failure = self._call()
             except Exception as error:  # noqa: BLE001 Whatever it is, the next try may go well.
                 failure = f"{type(error).__name__}: {error}"
+                # The next one is built anew: boto3 never looks again for credentials that were not there.
+                self._client = None
             if failure is None:
                 pause_secs = base_secs
                 continue
@@ -353,7 +375,8 @@ def _after_fork() -> None:
 
 def _at_exit() -> None:
     for tracker in list(_TRACKERS):
-        tracker.close()
+        if not tracker._closing:  # Whoever closed it has waited already.
+            tracker.close()
 
 
 if hasattr(os, "register_at_fork"):

@@ -28,6 +28,7 @@ class Usage:
         self._record = record
         self._ended = False
         self._failed = False
+        self._warned = False
         self._attempt = 1
         self._fields: dict[str, Any] = {}
 
@@ -74,7 +75,8 @@ class Usage:
         self._ended = True
 
     def _set(self, **fields: object) -> None:
-        if self._ended or self._record is None:
+        if (self._ended or self._record is None) and not self._warned:
+            self._warned = True
             why = "after the response had ended" if self._ended else "outside of a metered request"
             _log.warning("usage that was set %s is not reported", why)
         self._fields.update(fields)

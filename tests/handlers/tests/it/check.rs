@@ -4,21 +4,22 @@ use std::collections::BTreeMap;
 
 use expect_test::expect;
 use futures_util::future::join_all;
-use handlers::{Fault, WireFault};
+use handlers::{Fault, WireFault, refused};
 use lambda_http::{Body, Request, http, request};
 use serde_json::{Value, json};
 use tokentill::{
     domain::{
         facts::Status,
+        gate::{Granted, SegmentTake, Take, Taken},
         id::{MeterId, PlanId},
         usage::MAX_QUANTITY,
     },
-    ports::Clock,
+    ports::{Clock, Gates},
 };
 
 use crate::{
     access::{Bench, api, bench, encoded, get, warm_bench},
-    samples::{ACCESS, CHECK, SERVICE_TOKEN, at, cancelled, commit, overdue, parsed, subscriber},
+    samples::{ACCESS, CHECK, SERVICE_TOKEN, at, cancelled, commit, overdue, parsed, subscriber, user},
     usage::{call, count, with},
 };
 
@@ -368,6 +369,52 @@ async fn lost_requests_and_replies_never_grant_more_than_the_limit() {
     }
 }
 
+/// The update itself holds every limit, also where nobody looked before.
+#[tokio::test]
+async fn the_store_alone_grants_nothing_beyond_a_limit_and_tells_what_was_granted() {
+    let bench = bench().await;
+    let (store, ada) = (bench.world.store(), user("ada"));
+    let take = |requests: u32, per_minute: u32, limit: u64| Take {
+        user_id: &ada,
+        requests,
+        minute: 60,
+        per_minute,
+        segment: Some(SegmentTake { key: "segment", limit, counted: None }),
+        stale_minutes: Vec::new(),
+        stale_segments: Vec::new(),
+        expires_at: at("2027-01-01T00:00:00Z"),
+    };
+    let granted = |n: u64| Granted { minutes: [(60, n)].into(), segments: [("segment".to_owned(), n)].into() };
+    for (take, expected) in [
+        (take(6, 5, 9), Taken::Refused(Granted::default())),
+        (take(6, 9, 5), Taken::Refused(Granted::default())),
+        (take(3, 5, 9), Taken::Granted(granted(3))),
+        (take(3, 5, 9), Taken::Refused(granted(3))),
+        (take(2, 9, 4), Taken::Refused(granted(3))),
+        (take(2, 5, 5), Taken::Granted(granted(5))),
+    ] {
+        assert_eq!(store.take(&take).await.unwrap(), expected, "{take:?}");
+    }
+    // An answer that does not hold the item.
+    bench.world.wire.at("UpdateItem", 1, refused("ConditionalCheckFailedException", "injected"));
+    assert_eq!(store.take(&take(1, 5, 5)).await.unwrap(), Taken::Refused(granted(5)));
+    // Calls that never asked are made up for once, and only where they fit.
+    let made_up = Granted { minutes: [(60, 6)].into(), segments: [("segment".to_owned(), 8)].into() };
+    for (take, expected) in [
+        (with_counted(take(1, 9, 7), 7), Taken::Refused(granted(5))),
+        (with_counted(take(1, 9, 9), 5), Taken::Refused(granted(5))),
+        (with_counted(take(1, 9, 9), 7), Taken::Granted(made_up.clone())),
+        (with_counted(take(1, 9, 9), 7), Taken::Refused(made_up)),
+    ] {
+        assert_eq!(store.take(&take).await.unwrap(), expected, "{take:?}");
+    }
+}
+
+/// The same, where more was counted than is known to be granted.
+fn with_counted(take: Take<'_>, counted: u64) -> Take<'_> {
+    Take { segment: take.segment.map(|segment| SegmentTake { counted: Some(counted), ..segment }), ..take }
+}
+
 #[tokio::test]
 async fn a_grant_of_unknown_fate_is_answered_503_and_never_granted_again() {
     let bench = bench().await;
@@ -643,11 +690,12 @@ async fn no_cache_outlives_the_moment_at_which_access_changes() {
     bench.world.clock.set("2026-11-29T12:00:00Z");
     let (calls, after) = bench.calls(bench.check_one("ada")).await;
     assert_eq!((after.status, after.reason(), calls["GetItem"]), (402, "payment_overdue", 2), "the account is read again, too");
-    // The last second of the month, and of a cancelled subscription.
+    // What goes on being allowed is read again as well: the last second of the month.
     bench.world.clock.set("2026-11-30T23:59:59Z");
     assert_eq!(bench.quota("bob").await["resets_at"], "2026-12-01T00:00:00Z");
     bench.world.clock.set("2026-12-01T00:00:00Z");
-    assert_eq!(bench.quota("bob").await["resets_at"], "2027-01-01T00:00:00Z");
+    let (calls, quota) = bench.calls(bench.quota("bob")).await;
+    assert_eq!((&quota["resets_at"], calls.get("GetItem")), (&json!("2027-01-01T00:00:00Z"), Some(&2)));
 }
 
 #[tokio::test]
