@@ -3,9 +3,9 @@
 use serde::{Deserialize, Serialize};
 
 use super::{
-    access::{Standing, State, standing},
+    access::{Reason, Standing, State, standing},
     account::{Account, Announced},
-    id::{UserId, composite_key},
+    id::{CustomerId, InvoiceId, UserId, composite_key},
     price_list::PriceList,
     time::EpochSecs,
 };
@@ -37,9 +37,43 @@ pub enum NoticeKind {
     /// The subscription is going to end.
     #[serde(rename = "subscription.ending")]
     SubscriptionEnding,
+    /// The subscription was going to end and no longer is.
+    #[serde(rename = "subscription.continued")]
+    SubscriptionContinued,
     /// The subscription has ended.
     #[serde(rename = "subscription.ended")]
     SubscriptionEnded,
+    /// The trial is going to end.
+    #[serde(rename = "trial.ending")]
+    TrialEnding,
+    /// A payment was given back, whole or in part.
+    #[serde(rename = "payment.refunded")]
+    PaymentRefunded,
+    /// A payment is disputed, or its dispute went on.
+    #[serde(rename = "payment.disputed")]
+    PaymentDisputed,
+}
+
+impl NoticeKind {
+    /// The domain event's type.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::AccountProvisioned => "account.provisioned",
+            Self::PlanChanged => "plan.changed",
+            Self::GraceStarted => "grace.started",
+            Self::GraceReminder => "grace.reminder",
+            Self::GraceCleared => "grace.cleared",
+            Self::AccessEnded => "access.ended",
+            Self::AccessRestored => "access.restored",
+            Self::SubscriptionEnding => "subscription.ending",
+            Self::SubscriptionContinued => "subscription.continued",
+            Self::SubscriptionEnded => "subscription.ended",
+            Self::TrialEnding => "trial.ending",
+            Self::PaymentRefunded => "payment.refunded",
+            Self::PaymentDisputed => "payment.disputed",
+        }
+    }
 }
 
 /// One row of the outbox. It commits with the change that caused it (G8).
@@ -51,14 +85,48 @@ pub struct Notice {
     pub kind: NoticeKind,
     /// Whom it is about.
     pub user_id: UserId,
+    /// Stripe's customer at the time of the change.
+    #[serde(default)]
+    pub customer_id: Option<CustomerId>,
     /// When the change was seen, in the account's time.
     pub at: EpochSecs,
     /// The state after the change.
     pub state: State,
+    /// Why it allows nothing, if so.
+    #[serde(default)]
+    pub reason: Option<Reason>,
     /// The plan after the change.
     pub plan: Option<String>,
-    /// When access is going to end, where the notice is about that.
+    /// The plan that was told before, where the notice is about its change.
+    #[serde(default)]
+    pub previous_plan: Option<String>,
+    /// When access is going to end, where the notice is about that; of an ending trial, its end.
     pub access_until: Option<EpochSecs>,
+    /// The invoice whose payment failed first, where the notice is about that.
+    #[serde(default)]
+    pub invoice_id: Option<InvoiceId>,
+    /// How many days ago it failed, of a reminder.
+    #[serde(default)]
+    pub day: Option<u16>,
+    /// The payment, where the notice is about one that was refunded or disputed.
+    #[serde(default)]
+    pub payment: Option<Payment>,
+}
+
+/// A payment that was refunded or disputed, as Stripe showed it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Payment {
+    /// Stripe's charge, `ch_…` or `py_…`.
+    pub charge_id: String,
+    /// Stripe's dispute, where there is one.
+    #[serde(default)]
+    pub dispute_id: Option<String>,
+    /// The dispute's status, or `refunded` or `partially_refunded`.
+    pub status: String,
+    /// What is disputed, or was given back so far, in minor units of the currency.
+    pub amount_minor: u64,
+    /// ISO 4217, lower case.
+    pub currency: String,
 }
 
 /// What is due to be told of the account at the real moment `now`, and what will then have been told.
@@ -105,10 +173,16 @@ pub fn due(account: &Account, prices: &PriceList, now: EpochSecs) -> (Announced,
             notice_id: notice_id(account, kind),
             kind,
             user_id: account.user_id.clone(),
+            customer_id: Some(account.customer_id.clone()),
             at: local,
             state: standing.state,
+            reason: standing.reason,
             plan: standing.plan.as_ref().map(ToString::to_string),
+            previous_plan: None,
             access_until: standing.access_until,
+            invoice_id: None,
+            day: None,
+            payment: None,
         })
         .collect();
     (announced, notices)
@@ -141,9 +215,7 @@ fn reminders_reached(account: &Account, prices: &PriceList, standing: &Standing,
 }
 
 fn notice_id(account: &Account, kind: NoticeKind) -> String {
-    let kind = serde_json::to_value(kind).ok();
-    let kind = kind.as_ref().and_then(|kind| kind.as_str()).unwrap_or_default();
-    composite_key(&[account.user_id.as_str(), &account.version.to_string(), kind])
+    composite_key(&[account.user_id.as_str(), &account.version.to_string(), kind.as_str()])
 }
 
 #[cfg(test)]
@@ -164,7 +236,7 @@ mod tests {
         account.version += 1;
         let (announced, notices) = due(account, &PriceList::shipped().unwrap(), at(now));
         account.announced = announced;
-        notices.iter().map(|notice| serde_json::to_value(notice.kind).unwrap().as_str().unwrap().to_owned()).collect()
+        notices.iter().map(|notice| notice.kind.as_str().to_owned()).collect()
     }
 
     fn next(account: &Account, now: &str) -> String {
@@ -221,6 +293,27 @@ mod tests {
         assert_eq!(next(&account, "2026-11-12T00:00:00Z"), "2026-12-10T00:00:00Z");
         assert_eq!(tell(&mut account, "2026-12-10T00:00:00Z"), ["subscription.ended"]);
         assert_eq!(tell(&mut account, "2026-12-11T00:00:00Z"), Vec::<String>::new());
+    }
+
+    #[test]
+    fn a_kinds_name_is_stored_as_it_is_said() {
+        for kind in [
+            NoticeKind::AccountProvisioned,
+            NoticeKind::PlanChanged,
+            NoticeKind::GraceStarted,
+            NoticeKind::GraceReminder,
+            NoticeKind::GraceCleared,
+            NoticeKind::AccessEnded,
+            NoticeKind::AccessRestored,
+            NoticeKind::SubscriptionEnding,
+            NoticeKind::SubscriptionContinued,
+            NoticeKind::SubscriptionEnded,
+            NoticeKind::TrialEnding,
+            NoticeKind::PaymentRefunded,
+            NoticeKind::PaymentDisputed,
+        ] {
+            assert_eq!(serde_json::to_value(kind).unwrap(), kind.as_str());
+        }
     }
 
     #[test]

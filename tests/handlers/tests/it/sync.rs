@@ -132,7 +132,7 @@ async fn the_sample_hint_provisions_the_account_with_its_mark_its_notice_and_its
         accounts [{"announced":{"ending_at":null,"plan":"pro","reminders":0,"state":"active"},"clock_offset_secs":0,"customer_id":"cus_Ada","fetched_at_ms":1795348800000,"final_through":{},"overdue":{},"refused_claimants":[],"segments":[{"billed":["requests","tokens_in","tokens_out"],"customer":"cus_Ada","end":1796860800,"is_trial":false,"plan":"pro","renews":{"anchor":1794268800,"count":1,"interval":"month"},"start":1794268800,"subscription":"sub_Ada"}],"subscription":{"cancel_at":null,"ended_at":null,"flexible":true,"id":"sub_Ada","plan":"pro","status":"active","trial_end":null},"user_id":"ada","version":1}]
         customers [{"customer_id":"cus_Ada","seen_at_ms":1795348800000,"standing":"joined","user_id":"ada"}]
         processed [{"event_id":"evt_1TWcheckout","expires_at":1798372800,"processed_at_ms":1795348800000}]
-        outbox [{"access_until":null,"at":1795348800,"committed_at_ms":1795348800000,"expires_at":1803124800,"kind":"account.provisioned","notice_id":"3:ada/1:1/19:account.provisioned","pending_shard":"11","plan":"pro","state":"active","user_id":"ada"}]
+        outbox [{"access_until":null,"at":1795348800,"committed_at_ms":1795348800000,"customer_id":"cus_Ada","day":null,"expires_at":1803124800,"invoice_id":null,"kind":"account.provisioned","notice_id":"3:ada/1:1/19:account.provisioned","payment":null,"pending_shard":"11","plan":"pro","previous_plan":null,"reason":null,"state":"active","user_id":"ada"}]
         quarantine []"#]]
     .assert_eq(&stored.iter().map(|(table, items)| format!("{table} {}", json!(items))).collect::<Vec<_>>().join("\n"));
 }
