@@ -4,6 +4,7 @@
 //! the time for it is over; each look is a row. A later chapter is a further method called by [`Demo::play`].
 
 mod calls;
+mod life;
 mod sale;
 mod table;
 
@@ -52,6 +53,8 @@ struct Demo<'a> {
     subscription: String,
     /// How often the reporter's process was killed.
     killed: u32,
+    /// When the renewal's payment failed.
+    failed_at: Timestamp,
 }
 
 impl<'a> Demo<'a> {
@@ -68,6 +71,7 @@ impl<'a> Demo<'a> {
             customer: String::new(),
             subscription: String::new(),
             killed: 0,
+            failed_at: start,
         })
     }
 
@@ -78,7 +82,9 @@ impl<'a> Demo<'a> {
         step("demo: a thousand calls", self.thousand_calls()).await?;
         step("demo: ada's payment fails at the renewal", self.failed_payment()).await?;
         step("demo: calls of the month that is over", self.late_calls()).await?;
-        step("demo: the invoice is paid", self.late_payment()).await
+        step("demo: seven days of grace", self.seven_days_of_grace()).await?;
+        step("demo: the invoice is paid after all", self.late_payment()).await?;
+        step("demo: ada cancels at the period's end", self.cancellation()).await
     }
 
     async fn thousand_calls(&mut self) -> Result<()> {
@@ -125,18 +131,6 @@ impl<'a> Demo<'a> {
         sent
     }
 
-    async fn failed_payment(&mut self) -> Result<()> {
-        self.pay_with("pm_card_chargeCustomerFail").await?;
-        let renewal = self.period_end().await?;
-        // Stripe finalises the renewal's invoice an hour later, and only then charges the card: the moment of the failure.
-        let failed_at = renewal.checked_add(1.hour())?;
-        self.advance(failed_at).await?;
-        self.look("after the failed payment", "grace on pro, allowed", SOON, Self::standing).await?;
-        let deadline = failed_at.checked_add((7 * 24).hours())?.to_string();
-        self.look("access until, 7 days after the failure", &deadline, SOON, Self::access_until).await?;
-        self.look("notices to ada", "grace.started", SOON, Self::notices).await
-    }
-
     /// Ada's last month is invoiced for good, so what still comes of it is billed with the present one.
     async fn late_calls(&mut self) -> Result<()> {
         let renewal = self.period_start().await?;
@@ -152,16 +146,6 @@ impl<'a> Demo<'a> {
             self.look(&format!("late {meter}: on the next month's meter"), &billable.to_string(), SOON, question).await?;
         }
         Ok(())
-    }
-
-    async fn late_payment(&mut self) -> Result<()> {
-        self.pay_with("pm_card_visa").await?;
-        let stripe = self.stack.stripe();
-        let open = stripe.get("/v1/invoices", &[("customer", self.customer.as_str()), ("status", "open")]).await?;
-        let invoice = id_of(data(&open).next().context("ada has no open invoice")?)?;
-        stripe.post(&format!("/v1/invoices/{invoice}/pay"), &[]).await?;
-        self.look("after the payment", "active on pro, allowed", SOON, Self::standing).await?;
-        self.look("notices to ada", "grace.cleared", SOON, Self::notices).await
     }
 
     /// Looks until it is as expected or the time is over, and makes a row of it.

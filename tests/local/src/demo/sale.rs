@@ -15,7 +15,7 @@ const A_MINUTES: u64 = 60;
 const THE_REST: u64 = 40;
 
 /// What `POST` on the access API answered.
-struct Answer {
+pub(super) struct Answer {
     status: StatusCode,
     retry_after_secs: Option<u64>,
     body: Value,
@@ -23,7 +23,7 @@ struct Answer {
 
 impl Answer {
     /// `429 rate_limited`
-    fn shown(&self) -> String {
+    pub(super) fn shown(&self) -> String {
         match text_of(&self.body, "reason") {
             Some(reason) => format!("{} {reason}", self.status.as_u16()),
             None => self.status.as_u16().to_string(),
@@ -100,7 +100,7 @@ impl Demo<'_> {
     }
 
     /// Asks for so many requests.
-    async fn check(&self, requests: u64) -> Result<Answer> {
+    pub(super) async fn check(&self, requests: u64) -> Result<Answer> {
         self.post("/v1/check", &json!({"user_id": USER, "units": {"requests": requests}})).await
     }
 
