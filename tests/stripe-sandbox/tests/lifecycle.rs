@@ -1,7 +1,5 @@
 //! What the sandbox promises about time, money and faults, driven over HTTP as its users drive it.
 
-#![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test's helpers fail by panicking, as its body does")]
-
 mod month;
 
 use month::{DAY, FEBRUARY, HOUR, MARCH, Month, START, Stripe, id, period};
