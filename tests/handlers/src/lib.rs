@@ -14,6 +14,7 @@ mod faults;
 mod meters;
 mod queue;
 mod secrets;
+pub mod story;
 mod template;
 mod truth;
 mod units;

@@ -229,6 +229,7 @@ fn wanted(session: &Session, customer: String, now: i64) -> NewSubscription {
         items: session.items.clone(),
         flexible: session.flexible,
         trial_end: session.trial_end.or_else(|| session.trial_days.map(|days| now + days * DAY_SECS)),
+        missing_payment_method: subscriptions::MissingPaymentMethod::default(),
         default_payment_method: None,
         description: session.description.clone(),
         metadata: session.subscription_metadata.clone(),
@@ -338,6 +339,9 @@ pub(crate) fn complete(world: &mut World, id: &str, params: &mut Params) -> Repl
         None => None,
     };
     let now = world.now(clock.as_deref());
+    if matches!(payment_methods::outcome_of(world, &token), Some(Outcome::Debit { .. })) {
+        return Err(ApiError::invalid_param("payment_method", "The session takes cards only (`payment_method_types`)."));
+    }
     if session.amount > 0
         && let Some(error) = payment_methods::outcome_of(world, &token).and_then(Outcome::error)
     {

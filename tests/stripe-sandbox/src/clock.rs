@@ -216,6 +216,10 @@ pub(crate) enum Happening {
     Finalise(String),
     /// An invoice's next automatic charge.
     Retry(String),
+    /// A bank says what a debit came to.
+    DebitEnds(String),
+    /// A pause of a subscription's collection is over.
+    ResumeCollection(String),
     /// The notice three days before a trial's end.
     TrialWillEnd(String),
     /// A first payment never came.
@@ -231,6 +235,8 @@ impl Due {
         match self.what {
             Happening::Finalise(invoice) => invoices::finalise_and_charge(world, &invoice),
             Happening::Retry(invoice) => invoices::retry(world, &invoice),
+            Happening::DebitEnds(invoice) => invoices::debit_ends(world, &invoice),
+            Happening::ResumeCollection(subscription) => subscriptions::resume_collection(world, &subscription),
             Happening::TrialWillEnd(subscription) => {
                 subscriptions::trial_will_end(world, &subscription);
             }

@@ -23,6 +23,19 @@ pub(crate) enum AfterRetries {
     Canceled,
 }
 
+/// Which failed payment of a renewal pauses a subscription of the flexible billing mode. Source: changelog 2026-09-30.endive,
+/// "pause on payment failure".
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum PauseOnFailure {
+    /// None.
+    #[default]
+    Never,
+    /// The first.
+    First,
+    /// The last, instead of what [`AfterRetries`] says.
+    Final,
+}
+
 /// What the sandbox was told to do differently.
 #[derive(Clone, Debug)]
 pub(crate) struct Settings {
@@ -30,6 +43,10 @@ pub(crate) struct Settings {
     pub(crate) delivery: DeliveryMode,
     /// What becomes of a subscription when all retries have failed.
     pub(crate) after_retries: AfterRetries,
+    /// Which failed payment pauses a subscription.
+    pub(crate) pause_on_failure: PauseOnFailure,
+    /// How many days a bank takes to say whether there is money.
+    pub(crate) debit_days: i64,
     /// Whether an event's `created` is the time of its object's test clock; Stripe's is the real time.
     pub(crate) events_in_clock_time: bool,
     /// How long a meter event takes to show in the summaries.
@@ -58,6 +75,8 @@ impl Default for Settings {
         Self {
             delivery: DeliveryMode::default(),
             after_retries: AfterRetries::default(),
+            pause_on_failure: PauseOnFailure::default(),
+            debit_days: 4,
             events_in_clock_time: false,
             summary_lag_secs: 0,
             identifier_ttl_secs: DAY_SECS,
@@ -176,6 +195,10 @@ pub(crate) fn route(world: &mut World, method: &str, path: &[&str], params: &mut
             Ok(json!({"data": events}))
         }
         ("POST", ["checkout", "sessions", id, "complete"]) => crate::checkout::complete(world, id, params),
+        ("POST", ["invoices", id, "payment"]) => invoices::end_payment_by_order(world, id, params),
+        ("GET", ["invoices", id, "charges"]) => crate::charges::of_invoice(world, id, params),
+        ("POST", ["charges", id, "dispute"]) => crate::disputes::open(world, id, params),
+        ("POST", ["disputes", id]) => crate::disputes::decide(world, id, params),
         ("POST", ["delivery"]) => {
             let mode = params.required("mode")?;
             params.finish()?;
@@ -214,8 +237,10 @@ fn resend(world: &mut World, id: &str, params: &mut Params) -> Reply {
 
 fn set(world: &mut World, params: &mut Params) -> Reply {
     let after_retries = params.one_of("after_retries", &["past_due", "unpaid", "canceled"])?;
+    let pause_on_failure = params.one_of("pause_on_payment_failure", &["never", "first", "final"])?;
     let events_created = params.one_of("events_created", &["clock", "real"])?;
     let old = &world.settings;
+    let debit_days = number(params, "debit_days", old.debit_days)?;
     let summary_lag_secs = number(params, "summary_lag_secs", old.summary_lag_secs)?;
     let identifier_ttl_secs = number(params, "identifier_ttl_secs", old.identifier_ttl_secs)?;
     let meter_call_ms = number(params, "meter_call_ms", old.meter_call_ms)?;
@@ -243,6 +268,13 @@ fn set(world: &mut World, params: &mut Params) -> Reply {
         Some(_) => settings.after_retries = AfterRetries::PastDue,
         None => {}
     }
+    match pause_on_failure.as_deref() {
+        Some("first") => settings.pause_on_failure = PauseOnFailure::First,
+        Some("final") => settings.pause_on_failure = PauseOnFailure::Final,
+        Some(_) => settings.pause_on_failure = PauseOnFailure::Never,
+        None => {}
+    }
+    settings.debit_days = debit_days;
     if let Some(created) = events_created {
         settings.events_in_clock_time = created == "clock";
     }
@@ -258,7 +290,7 @@ fn set(world: &mut World, params: &mut Params) -> Reply {
     }
     Ok(json!({
         "events_created": if settings.events_in_clock_time { "clock" } else { "real" },
-        "retry_days": settings.retry_days,
+        "retry_days": settings.retry_days, "debit_days": settings.debit_days,
         "summary_lag_secs": summary_lag_secs, "identifier_ttl_secs": identifier_ttl_secs, "meter_call_ms": meter_call_ms,
         "meter_error_delay_ms": meter_error_delay_ms, "global_rate": global_rate, "endpoint_rate": endpoint_rate,
         "first_portal_is_default": first_portal_is_default,

@@ -19,6 +19,9 @@ const EXPANSIONS: &[(&str, &str, &str)] = &[
     ("invoice", "default_payment_method", "payment_method"),
     ("invoice", "test_clock", "test_helpers.test_clock"),
     ("invoice", "parent.subscription_details.subscription", "subscription"),
+    ("invoice", "payments", "list"),
+    ("charge", "customer", "customer"),
+    ("dispute", "charge", "charge"),
     ("invoice", "lines.data.pricing.price_details.price", "price"),
     ("checkout.session", "customer", "customer"),
     ("checkout.session", "subscription", "subscription"),
@@ -147,6 +150,7 @@ fn lookup(world: &World, id: &str) -> Option<Value> {
         "sub" => Some(world.subscriptions.get(id)?.render(world)),
         "in" => Some(world.invoices.get(id)?.render()),
         "pm" => Some(world.payment_methods.get(id)?.render()),
+        "ch" | "py" => Some(world.charges.get(id)?.render()),
         "price" => Some(world.prices.get(id)?.render()),
         "prod" => Some(world.products.get(id)?.render()),
         "clock" => Some(world.clocks.get(id)?.render()),
@@ -159,6 +163,7 @@ fn include(world: &World, object: &Value, field: &str) -> Option<Value> {
     let id = object.get("id")?.as_str()?;
     match (object.get("object")?.as_str()?, field) {
         ("checkout.session", "line_items") => Some(world.sessions.get(id)?.render_line_items(world)),
+        ("invoice", "payments") => Some(crate::charges::render_payments(world, id)),
         ("customer", "subscriptions") => {
             let subscriptions = world
                 .subscriptions

@@ -17,8 +17,8 @@ use crate::events::{ACCOUNT_API_VERSION, Cause};
 use crate::form::Params;
 use crate::world::{World, new_id};
 use crate::{
-    checkout, clock, customers, events, invoices, limits, meters, payment_methods, portal, prices, products, subscriptions,
-    webhooks,
+    charges, checkout, clock, customers, disputes, events, invoices, limits, meters, payment_methods, portal, prices, products,
+    subscriptions, webhooks,
 };
 
 /// The largest body that is read.
@@ -422,10 +422,20 @@ fn route(world: &mut World, method: &str, path: &[&str], params: &mut Params) ->
         ("GET", ["checkout", "sessions"]) => checkout::list(world, params),
         ("GET", ["checkout", "sessions", id]) => checkout::retrieve(world, id, params),
         ("POST", ["checkout", "sessions", id, "expire"]) => checkout::expire(world, id, params),
+        ("GET", ["charges"]) => charges::list(world, params),
+        ("GET", ["charges", id]) => charges::retrieve(world, id, params),
+        ("GET", ["invoice_payments"]) => charges::list_payments(world, params),
+        ("POST", ["refunds"]) => charges::refund(world, params),
+        ("GET", ["refunds", id]) => charges::retrieve_refund(world, id, params),
+        ("GET", ["disputes"]) => disputes::list(world, params),
+        ("GET", ["disputes", id]) => disputes::retrieve(world, id, params),
+        ("POST", ["disputes", id, "close"]) => disputes::close(world, id, params),
         ("POST", ["subscriptions"]) => subscriptions::create(world, params),
         ("GET", ["subscriptions"]) => subscriptions::list(world, params),
         ("GET", ["subscriptions", id]) => subscriptions::retrieve(world, id, params),
         ("POST", ["subscriptions", id]) => subscriptions::update(world, id, params),
+        ("POST", ["subscriptions", id, "pause"]) => subscriptions::pause_by_request(world, id, params),
+        ("POST", ["subscriptions", id, "resume"]) => subscriptions::resume(world, id, params),
         ("DELETE", ["subscriptions", id]) => subscriptions::cancel(world, id, params),
         ("GET", ["invoices"]) => invoices::list(world, params),
         ("GET", ["invoices", id]) => invoices::retrieve(world, id, params),

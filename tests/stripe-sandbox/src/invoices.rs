@@ -10,8 +10,9 @@ use crate::error::{ApiError, Reply};
 use crate::expand::Expand;
 use crate::form::Params;
 use crate::payment_methods::{self, Outcome};
+use crate::subscriptions::CollectionPause;
 use crate::world::{Page, Texts, World, nested_list, new_id};
-use crate::{customers, events, meters, subscriptions};
+use crate::{charges, customers, events, meters, subscriptions};
 
 /// Where an invoice is in its life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -106,21 +107,46 @@ impl Line {
     }
 }
 
+/// What an open invoice's payment waits for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Awaiting {
+    /// Nothing is under way.
+    Nothing,
+    /// The cardholder is to authenticate.
+    Authentication {
+        /// The card.
+        method: String,
+    },
+    /// A bank is to say whether there is money.
+    Debit {
+        /// The charge under way.
+        charge: String,
+        /// When the bank is going to say.
+        until: i64,
+        /// What it is going to say.
+        succeeds: bool,
+    },
+}
+
 /// An invoice of a subscription.
 #[derive(Clone, Debug)]
 pub(crate) struct Invoice {
-    id: String,
+    /// Its id.
+    pub(crate) id: String,
     created: i64,
     /// Where it is in its life.
     pub(crate) status: Status,
     /// The subscription it bills.
     pub(crate) subscription: String,
     subscription_metadata: Texts,
-    customer: String,
+    /// Its customer.
+    pub(crate) customer: String,
     customer_email: Option<String>,
-    clock: Option<String>,
+    /// The test clock of its customer.
+    pub(crate) clock: Option<String>,
     billing_reason: &'static str,
-    currency: String,
+    /// Its currency.
+    pub(crate) currency: String,
     lines: Vec<Line>,
     /// The lines as they were last rendered, because prices can be renamed later but invoices never change.
     rendered_lines: Vec<Value>,
@@ -131,11 +157,15 @@ pub(crate) struct Invoice {
     amount_paid: i64,
     attempted: bool,
     attempt_count: u32,
-    first_attempt_at: Option<i64>,
+    first_failed_at: Option<i64>,
     next_payment_attempt: Option<i64>,
+    awaiting: Awaiting,
+    /// What its charges name. Source: `Invoice.payments`: made when the invoice is finalised.
+    pub(crate) payment_intent: Option<String>,
     auto_advance: bool,
     finalises_at: Option<i64>,
-    finalised_at: Option<i64>,
+    /// When it became final.
+    pub(crate) finalised_at: Option<i64>,
     paid_at: Option<i64>,
     voided_at: Option<i64>,
     uncollectible_at: Option<i64>,
@@ -148,8 +178,25 @@ impl Invoice {
     }
 
     /// What is to be paid: a negative total becomes credit, and credit is used up first.
-    fn amount_due(&self) -> i64 {
+    pub(crate) fn amount_due(&self) -> i64 {
         (self.total() + self.applied_balance).max(0)
+    }
+
+    /// When the bank is going to say what became of the debit under way.
+    fn debited_until(&self) -> Option<i64> {
+        match self.awaiting {
+            Awaiting::Debit { until, .. } => Some(until),
+            Awaiting::Nothing | Awaiting::Authentication { .. } => None,
+        }
+    }
+
+    /// The status of its payment, and when that was paid.
+    pub(crate) fn payment_state(&self) -> (&'static str, Option<i64>) {
+        match self.status {
+            Status::Paid => ("paid", self.paid_at),
+            Status::Void => ("canceled", None),
+            Status::Draft | Status::Open | Status::Uncollectible => ("open", None),
+        }
     }
 
     /// The invoice in Stripe's form.
@@ -295,8 +342,10 @@ pub(crate) fn create_draft(world: &mut World, draft: Draft) -> Option<String> {
         amount_paid: 0,
         attempted: false,
         attempt_count: 0,
-        first_attempt_at: None,
+        first_failed_at: None,
         next_payment_attempt: None,
+        awaiting: Awaiting::Nothing,
+        payment_intent: None,
         auto_advance: draft.finalises_itself,
         finalises_at: draft.finalises_itself.then_some(now + HOUR_SECS),
         finalised_at: None,
@@ -355,10 +404,13 @@ pub(crate) fn next_due(world: &World, clock: &str) -> Option<Due> {
     world
         .invoices
         .values()
-        .filter(|invoice| invoice.clock.as_deref() == Some(clock) && invoice.auto_advance)
-        .filter_map(|invoice| match invoice.status {
-            Status::Draft => Some(Due { at: invoice.finalises_at?, what: Happening::Finalise(invoice.id.clone()) }),
-            Status::Open => Some(Due { at: invoice.next_payment_attempt?, what: Happening::Retry(invoice.id.clone()) }),
+        .filter(|invoice| invoice.clock.as_deref() == Some(clock))
+        .filter_map(|invoice| match (invoice.status, invoice.debited_until()) {
+            // A debit under way ends whatever becomes of the subscription.
+            (Status::Open, Some(at)) => Some(Due { at, what: Happening::DebitEnds(invoice.id.clone()) }),
+            _ if !invoice.auto_advance => None,
+            (Status::Draft, _) => Some(Due { at: invoice.finalises_at?, what: Happening::Finalise(invoice.id.clone()) }),
+            (Status::Open, None) => Some(Due { at: invoice.next_payment_attempt?, what: Happening::Retry(invoice.id.clone()) }),
             _ => None,
         })
         .min_by_key(|due| due.at)
@@ -378,21 +430,38 @@ pub(crate) fn finalise(world: &mut World, id: &str) {
     world.invoice_count += 1;
     let number = format!("SANDBOX-{:04}", world.invoice_count);
     let applied = customers::use_balance(world, &customer, total);
+    let payment_intent = new_id("pi");
     change(world, id, Some("invoice.finalized"), |invoice| {
         invoice.status = Status::Open;
         invoice.number = Some(number);
         invoice.applied_balance = applied;
+        invoice.payment_intent = (invoice.amount_due() > 0).then_some(payment_intent);
         invoice.finalises_at = None;
         invoice.finalised_at = Some(now);
         invoice.auto_advance = true;
     });
 }
 
-/// Makes a draft final and collects it.
+/// Makes a draft final and collects it, unless its subscription's collection is paused.
+///
+/// Source: "Pause payment collection": what becomes of the invoices is the behaviour that was asked for.
 pub(crate) fn finalise_and_charge(world: &mut World, id: &str) {
     finalise(world, id);
-    let method = method_of(world, id);
-    let _ = charge(world, id, method.as_deref(), true);
+    let Some(subscription) = world.invoices.get(id).map(|invoice| invoice.subscription.clone()) else {
+        return;
+    };
+    match subscriptions::collection_pause(world, &subscription) {
+        None => {
+            let method = method_of(world, id);
+            let _ = charge(world, id, method.as_deref(), true);
+        }
+        Some(CollectionPause::KeepAsDraft) => {}
+        Some(CollectionPause::MarkUncollectible) => write_off(world, id),
+        Some(CollectionPause::Void) => {
+            withdraw(world, id);
+            subscriptions::invoice_settled(world, &subscription, id);
+        }
+    }
 }
 
 /// The next automatic attempt.
@@ -419,28 +488,63 @@ fn charge(world: &mut World, id: &str, method: Option<&str>, automatic: bool) ->
     }
     let outcome = method.and_then(|method| world.payment_methods.get(method)).map(|method| method.outcome);
     let now = world.now(invoice.clock.as_deref());
+    let subscription = invoice.subscription.clone();
     // Source: `Invoice.attempt_count`: the first attempt counts, after it only automatic ones.
     let counts = automatic || invoice.attempt_count == 0;
-    let attempts = invoice.attempt_count + u32::from(counts);
-    let first_attempt_at = invoice.first_attempt_at.unwrap_or(now);
-    if outcome == Some(Outcome::Paid) {
-        change(world, id, None, |invoice| {
-            invoice.attempt_count = attempts;
-            invoice.first_attempt_at = Some(first_attempt_at);
-        });
-        settle(world, id);
-        return Ok(());
+    change(world, id, None, |invoice| {
+        invoice.attempted = true;
+        invoice.attempt_count += u32::from(counts);
+        invoice.awaiting = Awaiting::Nothing;
+    });
+    let method = method.unwrap_or_default();
+    match outcome {
+        Some(Outcome::Paid) => {
+            charges::record(world, id, method, charges::Status::Succeeded);
+            settle(world, id);
+            return Ok(());
+        }
+        Some(Outcome::Debit { succeeds }) => {
+            let until = now + world.settings.debit_days * DAY_SECS;
+            let charge = charges::record(world, id, method, charges::Status::Pending).unwrap_or_default();
+            change(world, id, None, |invoice| {
+                invoice.next_payment_attempt = None;
+                invoice.awaiting = Awaiting::Debit { charge, until, succeeds };
+            });
+            subscriptions::payment_processing(world, &subscription);
+            return Ok(());
+        }
+        Some(Outcome::ActionRequired) => {
+            let method = method.to_owned();
+            change(world, id, None, |invoice| invoice.awaiting = Awaiting::Authentication { method });
+        }
+        Some(Outcome::Declined) => {
+            charges::record(world, id, method, charges::Status::Failed);
+        }
+        None => {}
     }
+    failed(world, id, outcome, counts);
+    match outcome.and_then(Outcome::error) {
+        Some(error) => Err(error),
+        None => Err(ApiError::invalid(
+            "There is no `default_payment_method` set on this Customer or Invoice. Please set a `default_payment_method`.",
+        )),
+    }
+}
+
+/// An attempt did not bring the money: when the next one is, what is told, and what it does to the subscription.
+fn failed(world: &mut World, id: &str, outcome: Option<Outcome>, counts: bool) {
+    let Some(invoice) = world.invoices.get(id) else {
+        return;
+    };
+    let first_failed_at = invoice.first_failed_at.unwrap_or(world.now(invoice.clock.as_deref()));
     // First invoices are not retried: the subscription expires instead. Source: "Subscription statuses", `incomplete`.
     // Without a payment method there is no retry. Source: "Automate payment retries".
     let retries = invoice.billing_reason != "subscription_create" && outcome.is_some();
-    let next = world.settings.next_retry(first_attempt_at, attempts).filter(|_| retries && invoice.auto_advance);
+    let next = world.settings.next_retry(first_failed_at, invoice.attempt_count).filter(|_| retries && invoice.auto_advance);
     let exhausted = counts && retries && next.is_none();
     let (customer, subscription) = (invoice.customer.clone(), invoice.subscription.clone());
     change(world, id, None, |invoice| {
-        invoice.attempted = true;
-        invoice.attempt_count = attempts;
-        invoice.first_attempt_at = Some(first_attempt_at);
+        invoice.first_failed_at = Some(first_failed_at);
         if counts {
             invoice.next_payment_attempt = next;
         }
@@ -451,12 +555,56 @@ fn charge(world: &mut World, id: &str, method: Option<&str>, automatic: bool) ->
     }
     tell(world, id, "invoice.payment_failed");
     subscriptions::payment_failed(world, &subscription, exhausted);
-    match outcome.and_then(Outcome::error) {
-        Some(error) => Err(error),
-        None => Err(ApiError::invalid(
-            "There is no `default_payment_method` set on this Customer or Invoice. Please set a `default_payment_method`.",
-        )),
+}
+
+/// Ends a payment that is under way: the cardholder has authenticated or not, or the bank has said.
+fn end_payment(world: &mut World, id: &str, succeeded: bool) {
+    let Some(invoice) = world.invoices.get_mut(id) else {
+        return;
+    };
+    match std::mem::replace(&mut invoice.awaiting, Awaiting::Nothing) {
+        Awaiting::Nothing => {}
+        Awaiting::Authentication { method } => {
+            let status = if succeeded { charges::Status::Succeeded } else { charges::Status::Failed };
+            charges::record(world, id, &method, status);
+            if succeeded {
+                settle(world, id);
+            } else {
+                failed(world, id, Some(Outcome::Declined), false);
+            }
+        }
+        Awaiting::Debit { charge, .. } => {
+            charges::complete(world, &charge, succeeded);
+            if succeeded {
+                settle(world, id);
+            } else {
+                failed(world, id, Some(Outcome::Declined), true);
+            }
+        }
     }
+}
+
+/// A bank says what a debit came to.
+pub(crate) fn debit_ends(world: &mut World, id: &str) {
+    let said = world.invoices.get(id).and_then(|invoice| match invoice.awaiting {
+        Awaiting::Debit { succeeds, .. } => Some(succeeds),
+        _ => None,
+    });
+    if let Some(succeeds) = said {
+        end_payment(world, id, succeeds);
+    }
+}
+
+/// Control API: the cardholder authenticates (`outcome=succeeded`) or fails to, or the bank says so of a debit, now.
+pub(crate) fn end_payment_by_order(world: &mut World, id: &str, params: &mut Params) -> Reply {
+    let outcome = params.one_of("outcome", &["succeeded", "failed"])?.ok_or_else(|| ApiError::missing("outcome"))?;
+    params.finish()?;
+    let invoice = changeable(world, id)?;
+    if invoice.status != Status::Open || invoice.awaiting == Awaiting::Nothing {
+        return Err(ApiError::invalid("No payment of this invoice is under way."));
+    }
+    end_payment(world, id, outcome == "succeeded");
+    rendered(world, id, &Expand::default())
 }
 
 /// The money is there.
@@ -471,6 +619,7 @@ fn settle(world: &mut World, id: &str) {
         invoice.attempted = true;
         invoice.amount_paid = invoice.amount_due();
         invoice.next_payment_attempt = None;
+        invoice.awaiting = Awaiting::Nothing;
         invoice.auto_advance = false;
         invoice.paid_at = Some(now);
     });
@@ -509,6 +658,7 @@ pub(crate) fn withdraw(world: &mut World, id: &str) {
     change(world, id, Some("invoice.voided"), |invoice| {
         invoice.status = Status::Void;
         invoice.next_payment_attempt = None;
+        invoice.awaiting = Awaiting::Nothing;
         invoice.auto_advance = false;
         invoice.voided_at = Some(now);
     });
@@ -562,6 +712,15 @@ fn changeable<'a>(world: &'a World, id: &str) -> Result<&'a Invoice, ApiError> {
     Ok(invoice)
 }
 
+/// An invoice that a request wants to settle: not while a bank is being asked.
+fn settled_by_hand<'a>(world: &'a World, id: &str) -> Result<&'a Invoice, ApiError> {
+    let invoice = changeable(world, id)?;
+    match invoice.awaiting {
+        Awaiting::Debit { .. } => Err(ApiError::invalid("This invoice has a payment that is being processed.")),
+        Awaiting::Nothing | Awaiting::Authentication { .. } => Ok(invoice),
+    }
+}
+
 /// `POST /v1/invoices/{id}/pay`
 pub(crate) fn pay(world: &mut World, id: &str, params: &mut Params) -> Reply {
     let method = params.text("payment_method")?;
@@ -569,7 +728,7 @@ pub(crate) fn pay(world: &mut World, id: &str, params: &mut Params) -> Reply {
     let _ = params.boolean("off_session")?;
     let expand = Expand::from_params(params, "invoice")?;
     params.finish()?;
-    let invoice = changeable(world, id)?;
+    let invoice = settled_by_hand(world, id)?;
     match invoice.status {
         Status::Paid => return Err(ApiError::invalid("Invoice is already paid")),
         Status::Void => {
@@ -620,7 +779,7 @@ pub(crate) fn finalise_by_request(world: &mut World, id: &str, params: &mut Para
 pub(crate) fn void(world: &mut World, id: &str, params: &mut Params) -> Reply {
     let expand = Expand::from_params(params, "invoice")?;
     params.finish()?;
-    let invoice = changeable(world, id)?;
+    let invoice = settled_by_hand(world, id)?;
     if !matches!(invoice.status, Status::Open | Status::Uncollectible) {
         return Err(ApiError::invalid(format!(
             "You can only void open or uncollectible invoices. This invoice is {}.",
@@ -633,26 +792,35 @@ pub(crate) fn void(world: &mut World, id: &str, params: &mut Params) -> Reply {
     rendered(world, id, &expand)
 }
 
+/// Writes an open invoice off. It can still be paid.
+fn write_off(world: &mut World, id: &str) {
+    let Some(invoice) = world.invoices.get(id) else {
+        return;
+    };
+    let now = world.now(invoice.clock.as_deref());
+    let subscription = invoice.subscription.clone();
+    change(world, id, Some("invoice.marked_uncollectible"), |invoice| {
+        invoice.status = Status::Uncollectible;
+        invoice.next_payment_attempt = None;
+        invoice.awaiting = Awaiting::Nothing;
+        invoice.auto_advance = false;
+        invoice.uncollectible_at = Some(now);
+    });
+    subscriptions::invoice_settled(world, &subscription, id);
+}
+
 /// `POST /v1/invoices/{id}/mark_uncollectible`
 pub(crate) fn mark_uncollectible(world: &mut World, id: &str, params: &mut Params) -> Reply {
     let expand = Expand::from_params(params, "invoice")?;
     params.finish()?;
-    let invoice = changeable(world, id)?;
+    let invoice = settled_by_hand(world, id)?;
     if invoice.status != Status::Open {
         return Err(ApiError::invalid(format!(
             "You can only mark open invoices as uncollectible. This invoice is {}.",
             invoice.status.name()
         )));
     }
-    let now = world.now(invoice.clock.as_deref());
-    let subscription = invoice.subscription.clone();
-    change(world, id, Some("invoice.marked_uncollectible"), |invoice| {
-        invoice.status = Status::Uncollectible;
-        invoice.next_payment_attempt = None;
-        invoice.auto_advance = false;
-        invoice.uncollectible_at = Some(now);
-    });
-    subscriptions::invoice_settled(world, &subscription, id);
+    write_off(world, id);
     rendered(world, id, &expand)
 }
 

@@ -8,10 +8,12 @@
 #![recursion_limit = "512"]
 
 mod calendar;
+mod charges;
 mod checkout;
 mod clock;
 mod control;
 mod customers;
+mod disputes;
 mod error;
 mod events;
 mod expand;

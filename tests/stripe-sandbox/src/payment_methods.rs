@@ -15,15 +15,39 @@ pub(crate) enum Outcome {
     Paid,
     /// The issuer declined; a later automatic attempt may be made.
     Declined,
-    /// The cardholder would have to authenticate.
+    /// The cardholder has to authenticate.
     ActionRequired,
+    /// A bank is asked, and says days later whether there is money.
+    Debit {
+        /// What it is going to say.
+        succeeds: bool,
+    },
+}
+
+/// What a payment method is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// A card: charged at once.
+    Card,
+    /// A bank account: debited within days. Source: "ACH Direct Debit".
+    BankAccount,
+}
+
+impl Kind {
+    /// Stripe's word for it.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Card => "card",
+            Self::BankAccount => "us_bank_account",
+        }
+    }
 }
 
 impl Outcome {
     /// The error a caller sees if the charge was asked for by a request.
     pub(crate) fn error(self) -> Option<ApiError> {
         match self {
-            Self::Paid => None,
+            Self::Paid | Self::Debit { .. } => None,
             Self::Declined => Some(ApiError::card_declined("card_declined", Some("generic_decline"))),
             Self::ActionRequired => Some(ApiError::card_declined("authentication_required", None)),
         }
@@ -33,8 +57,11 @@ impl Outcome {
 /// A payment method of a customer.
 #[derive(Clone, Debug)]
 pub(crate) struct PaymentMethod {
-    id: String,
+    /// Its id.
+    pub(crate) id: String,
     created: i64,
+    /// What it is.
+    pub(crate) kind: Kind,
     brand: &'static str,
     last4: &'static str,
     /// What every charge of it comes to.
@@ -47,23 +74,34 @@ pub(crate) struct PaymentMethod {
 impl PaymentMethod {
     /// The payment method in Stripe's form.
     pub(crate) fn render(&self) -> Value {
-        json!({
+        let details = match self.kind {
+            Kind::Card => json!({
+                "brand": self.brand, "checks": null, "country": "US", "display_brand": self.brand, "exp_month": 12,
+                "exp_year": 2034, "fingerprint": null, "funding": "credit", "last4": self.last4, "networks": null,
+                "three_d_secure_usage": {"supported": true}, "wallet": null,
+            }),
+            Kind::BankAccount => json!({
+                "account_holder_type": "individual", "account_type": "checking", "bank_name": self.brand,
+                "financial_connections_account": null, "fingerprint": null, "last4": self.last4, "networks": null,
+                "routing_number": "110000000", "status_details": {},
+            }),
+        };
+        let mut rendered = json!({
             "id": self.id,
             "object": "payment_method",
             "allow_redisplay": "unspecified",
             "billing_details": {"address": null, "email": null, "name": null, "phone": null, "tax_id": null},
-            "card": {
-                "brand": self.brand, "checks": null, "country": "US", "display_brand": self.brand, "exp_month": 12,
-                "exp_year": 2034, "fingerprint": null, "funding": "credit", "last4": self.last4, "networks": null,
-                "three_d_secure_usage": {"supported": true}, "wallet": null,
-            },
             "created": self.created,
             "customer": self.customer,
             "customer_account": null,
             "livemode": false,
             "metadata": self.metadata,
-            "type": "card",
-        })
+            "type": self.kind.name(),
+        });
+        if let Some(map) = rendered.as_object_mut() {
+            map.insert(self.kind.name().to_owned(), details);
+        }
+        rendered
     }
 }
 
@@ -77,6 +115,9 @@ fn token(name: &str) -> Option<(&'static str, &'static str, Result<Outcome, ApiE
         // Attaching succeeds, charging the customer fails.
         "pm_card_chargeCustomerFail" => ("visa", "0341", Ok(Outcome::Declined)),
         "pm_card_authenticationRequired" => ("visa", "3184", Ok(Outcome::ActionRequired)),
+        // Bank accounts: taken at once, settled or sent back days later. Source: "ACH Direct Debit", "Test your integration".
+        "pm_usBankAccount_success" => ("STRIPE TEST BANK", "6789", Ok(Outcome::Debit { succeeds: true })),
+        "pm_usBankAccount_insufficientFunds" => ("STRIPE TEST BANK", "2227", Ok(Outcome::Debit { succeeds: false })),
         "pm_card_visa_chargeDeclined" | "pm_card_chargeDeclined" => ("visa", "0002", declined_at_once()),
         _ => return None,
     })
@@ -98,13 +139,15 @@ pub(crate) fn attach_to(world: &mut World, name: &str, customer: &str, param: &s
         return Err(ApiError::invalid_param(param, "The payment method you provided has already been attached to a customer."));
     }
     let (brand, last4, outcome) = token(name).ok_or_else(|| ApiError::no_such("PaymentMethod", param, name))?;
+    let outcome = outcome?;
     let id = new_id("pm");
     let method = PaymentMethod {
         id: id.clone(),
         created: world.now(clock.as_deref()),
+        kind: if matches!(outcome, Outcome::Debit { .. }) { Kind::BankAccount } else { Kind::Card },
         brand,
         last4,
-        outcome: outcome?,
+        outcome,
         customer: Some(customer.to_owned()),
         metadata: Texts::new(),
     };

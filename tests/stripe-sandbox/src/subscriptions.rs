@@ -4,11 +4,13 @@
 //! `Subscription` and its parameter types; stripe.md's list of moved fields in this repository's design notes.
 
 mod lifecycle;
+mod pause;
 mod update;
 
 pub(crate) use lifecycle::{
-    cancel_as_planned, cancel_now, expire, invoice_settled, next_due, payment_failed, renew, trial_will_end,
+    cancel_as_planned, cancel_now, expire, invoice_settled, next_due, payment_failed, payment_processing, renew, trial_will_end,
 };
+pub(crate) use pause::{CollectionPause, collection_pause, pause_by_request, resume, resume_collection};
 pub(crate) use update::update;
 
 use serde_json::{Value, json};
@@ -23,9 +25,11 @@ use crate::prices::{self, Price};
 use crate::world::{Page, Texts, World, nested_list, new_id};
 use crate::{customers, events};
 use lifecycle::finish;
+pub(crate) use pause::MissingPaymentMethod;
+use pause::PauseReason;
 use update::{Cancellation, apply_cancellation, read_prorations};
 
-/// A subscription's status. Stripe's `paused` is not played.
+/// A subscription's status.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Status {
     /// The first payment has not come.
@@ -40,6 +44,8 @@ pub(crate) enum Status {
     PastDue,
     /// All retries failed, and the account leaves it at that.
     Unpaid,
+    /// It rests: no invoices, no renewals, until it is resumed.
+    Paused,
     /// It is over.
     Canceled,
 }
@@ -54,6 +60,7 @@ impl Status {
             Self::Active => "active",
             Self::PastDue => "past_due",
             Self::Unpaid => "unpaid",
+            Self::Paused => "paused",
             Self::Canceled => "canceled",
         }
     }
@@ -105,6 +112,12 @@ pub(crate) struct Subscription {
     cancellation_reason: Option<&'static str>,
     trial: Option<(i64, i64)>,
     trial_notice_sent: bool,
+    /// What is done at a trial's end where there is nothing to charge.
+    missing_payment_method: MissingPaymentMethod,
+    /// Since when and why it is paused.
+    paused: Option<(i64, PauseReason)>,
+    /// What becomes of its invoices while its collection is paused, and until when that is.
+    pause_collection: Option<(CollectionPause, Option<i64>)>,
     /// What its invoices are charged to, before the customer's default.
     pub(crate) default_payment_method: Option<String>,
     description: Option<String>,
@@ -162,7 +175,9 @@ impl Subscription {
             "metadata": self.metadata,
             "next_pending_invoice_item_invoice": null,
             "on_behalf_of": null,
-            "pause_collection": null,
+            "pause_collection": self.pause_collection.map(|(behaviour, resumes_at)| json!({
+                "behavior": behaviour.name(), "resumes_at": resumes_at,
+            })),
             "payment_settings": {
                 "payment_method_options": null, "payment_method_types": null, "save_default_payment_method": "off",
             },
@@ -172,10 +187,13 @@ impl Subscription {
             "schedule": null,
             "start_date": self.created,
             "status": self.status.name(),
+            "status_details": self.paused.map(|(at, reason)| json!({
+                "paused": {"subscription": {"type": reason.name()}, "transitioned_at": at, "type": "subscription"},
+            })),
             "test_clock": self.clock,
             "transfer_data": null,
             "trial_end": self.trial.map(|(_, end)| end),
-            "trial_settings": {"end_behavior": {"missing_payment_method": "create_invoice"}},
+            "trial_settings": {"end_behavior": {"missing_payment_method": self.missing_payment_method.name()}},
             "trial_start": self.trial.map(|(start, _)| start),
         })
     }
@@ -267,6 +285,8 @@ pub(crate) struct NewSubscription {
     pub(crate) flexible: bool,
     /// The end of its trial.
     pub(crate) trial_end: Option<i64>,
+    /// What is done at the trial's end where there is nothing to charge.
+    pub(crate) missing_payment_method: MissingPaymentMethod,
     /// Its own payment method.
     pub(crate) default_payment_method: Option<String>,
     /// What the customer reads.
@@ -421,6 +441,9 @@ pub(crate) fn open(world: &mut World, new: NewSubscription, collect: bool) -> Op
         cancellation_reason: None,
         trial: new.trial_end.map(|end| (now, end)),
         trial_notice_sent: false,
+        missing_payment_method: new.missing_payment_method,
+        paused: None,
+        pause_collection: None,
         default_payment_method: new.default_payment_method,
         description: new.description,
         metadata: new.metadata,
@@ -566,6 +589,7 @@ pub(crate) fn create(world: &mut World, params: &mut Params) -> Reply {
     let flexible = read_billing_mode(params, "billing_mode[type]")?;
     let trial_end = params.int("trial_end")?;
     let trial_days = params.int("trial_period_days")?;
+    let missing_payment_method = MissingPaymentMethod::read(params)?.unwrap_or_default();
     let cancellation = Cancellation::read(params)?;
     let method = params.text("default_payment_method")?;
     let behaviour = read_payment_behaviour(params)?;
@@ -595,7 +619,16 @@ pub(crate) fn create(world: &mut World, params: &mut Params) -> Reply {
     let trial_end = read_trial(trial_end, trial_days, now)?;
     cancellation.check(now)?;
     let charged_to = method.clone().or(own_method);
-    let new = NewSubscription { customer, items, flexible, trial_end, default_payment_method: method, description, metadata };
+    let new = NewSubscription {
+        customer,
+        items,
+        flexible,
+        trial_end,
+        missing_payment_method,
+        default_payment_method: method,
+        description,
+        metadata,
+    };
     let amount = first_amount(world, &new);
     let collect = behaviour != PaymentBehaviour::LeaveOpen;
     if amount > 0 && collect {

@@ -4,10 +4,12 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 
 use serde_json::{Value, json};
 
+use crate::charges::{Charge, Refund};
 use crate::checkout::Session;
 use crate::clock::TestClock;
 use crate::control::{RequestRecord, Settings};
 use crate::customers::Customer;
+use crate::disputes::Dispute;
 use crate::error::ApiError;
 use crate::events::{Cause, Event};
 use crate::form::Params;
@@ -106,6 +108,12 @@ pub(crate) struct World {
     pub(crate) subscriptions: Shelf<Subscription>,
     /// Invoices.
     pub(crate) invoices: Shelf<Invoice>,
+    /// Charges.
+    pub(crate) charges: Shelf<Charge>,
+    /// Refunds.
+    pub(crate) refunds: Shelf<Refund>,
+    /// Disputes.
+    pub(crate) disputes: Shelf<Dispute>,
     /// Events.
     pub(crate) events: Shelf<Event>,
     /// Webhook endpoints.

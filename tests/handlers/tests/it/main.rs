@@ -21,6 +21,7 @@ mod reporter;
 mod samples;
 mod schema;
 mod sell;
+mod stories;
 mod sweeper;
 mod sync;
 mod usage;

@@ -1,5 +1,6 @@
 //! Changes to a running subscription: planned cancellations, items and prices, prorations.
 
+use super::pause::{MissingPaymentMethod, read_collection_pause};
 use super::{
     Item, Status, Subscription, WantedItem, change, changeable, check_collection_method, check_items, licensed_line,
     metered_line, new_item, read_payment_behaviour, rendered, renew,
@@ -208,7 +209,7 @@ fn pending_of_change(world: &World, subscription: &Subscription, items: &[Item],
 }
 
 /// The share of an amount for the rest of the period, by the second, half a unit rounded up.
-fn prorated(amount: i64, subscription: &Subscription, now: i64) -> i64 {
+pub(super) fn prorated(amount: i64, subscription: &Subscription, now: i64) -> i64 {
     let whole = i128::from(subscription.period_end - subscription.period_start).max(1);
     let rest = i128::from((subscription.period_end - now).max(0));
     let share = (i128::from(amount) * rest * 2 + whole) / (whole * 2);
@@ -224,6 +225,8 @@ pub(crate) fn update(world: &mut World, id: &str, params: &mut Params) -> Reply 
     let description = params.unsettable("description");
     let metadata = params.metadata("metadata")?;
     let trial_end = params.text("trial_end")?;
+    let missing_payment_method = MissingPaymentMethod::read(params)?;
+    let collection = read_collection_pause(params)?;
     check_collection_method(params)?;
     let _ = read_payment_behaviour(params)?;
     let _ = params.boolean("off_session")?;
@@ -239,6 +242,11 @@ pub(crate) fn update(world: &mut World, id: &str, params: &mut Params) -> Reply 
     }
     let now = world.now(subscription.clock.as_deref());
     cancellation.check(now)?;
+    if let Some(Some((_, Some(resumes_at)))) = collection
+        && resumes_at <= now
+    {
+        return Err(ApiError::invalid_param("pause_collection[resumes_at]", "Invalid timestamp: must be in the future."));
+    }
     let end_trial = match trial_end.as_deref() {
         None => false,
         Some("now") if subscription.status == Status::Trialing => true,
@@ -253,6 +261,12 @@ pub(crate) fn update(world: &mut World, id: &str, params: &mut Params) -> Reply 
         subscription.pending.extend(pending);
         if let Some(method) = method {
             subscription.default_payment_method = Some(method);
+        }
+        if let Some(missing) = missing_payment_method {
+            subscription.missing_payment_method = missing;
+        }
+        if let Some(collection) = collection {
+            subscription.pause_collection = collection;
         }
         if let Some(description) = description {
             subscription.description = description;
@@ -274,7 +288,11 @@ fn end_trial_now(world: &mut World, id: &str, now: i64) {
         subscription.period_end = now;
     }
     renew(world, id);
-    let latest = world.subscriptions.get(id).and_then(|subscription| subscription.latest_invoice.clone());
+    let latest = world
+        .subscriptions
+        .get(id)
+        .filter(|subscription| subscription.status == Status::Active)
+        .and_then(|subscription| subscription.latest_invoice.clone());
     if let Some(invoice) = latest {
         invoices::finalise_and_charge(world, &invoice);
     }

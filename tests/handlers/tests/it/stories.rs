@@ -1,0 +1,3 @@
+//! Life stories.
+
+mod plays;
