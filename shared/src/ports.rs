@@ -18,10 +18,12 @@ use crate::domain::{
     account::Account,
     audit::{ByHour, Position},
     counting::{Batch, LedgerRow, QuarantineReason, RowKey},
+    email::{Addressee, Bill, Fate, Feedback},
+    event::DomainEvent,
     facts::CustomerFacts,
     gate::{Granted, Take, Taken},
     hint::Hint,
-    id::{CheckoutSessionId, CustomerId, EventId, PriceId, RequestId, UserId},
+    id::{CheckoutSessionId, CustomerId, EventId, InvoiceId, PriceId, RequestId, UserId},
     notice::Notice,
     read_back::Rejections,
     repair::{Endpoint, ListedSubscription},
@@ -677,6 +679,170 @@ pub trait Audit {
         moments: Range<EpochSecs>,
         most: usize,
     ) -> Result<Option<ByHour>, Unavailable>;
+}
+
+/// The outbox, for whoever delivers a notice.
+pub trait Outbox {
+    /// A notice's row, read consistently. `None` once it has expired.
+    ///
+    /// # Errors
+    /// [`Unavailable`], also if the row cannot be read by this version.
+    async fn row(&self, notice_id: &str) -> Result<Option<OutboxRow>, Unavailable>;
+
+    /// Notes that the domain event was sent, at this real moment in milliseconds since 1970. The first moment stays.
+    ///
+    /// # Errors
+    /// [`Unavailable`] if it is not certain that it is noted; then the event is sent once more.
+    async fn note_published(&self, notice_id: &str, at_ms: i64) -> Result<(), Unavailable>;
+
+    /// Takes a notice out of the index of pending ones, if its domain event was sent and its e-mail is settled. Whether it was.
+    ///
+    /// # Errors
+    /// [`Unavailable`] if it is not certain; then it is looked at once more.
+    async fn finish(&self, notice_id: &str) -> Result<bool, Unavailable>;
+}
+
+/// The one attempt at a notice's e-mail.
+pub trait EmailAttempts {
+    /// Takes the attempt, under a name of its own. Whether it is ours: nobody had taken it, and the e-mail was not settled.
+    ///
+    /// # Errors
+    /// [`Unavailable`] if it is not certain; then nothing may be sent.
+    async fn claim_email(&self, notice_id: &str, email_id: &str, at_ms: i64) -> Result<bool, Unavailable>;
+
+    /// Settles the e-mail of the attempt of this name, or that of a notice whose attempt nobody has taken. A fate that is known
+    /// replaces an unknown one, nothing else. Whether it is settled so.
+    ///
+    /// # Errors
+    /// [`Unavailable`] if it is not certain that it is settled.
+    async fn settle_email(&self, notice_id: &str, email_id: Option<&str>, fate: &Fate, at_ms: i64) -> Result<bool, Unavailable>;
+
+    /// Notes what the mail service told afterwards of the e-mail of this name. Whether it is known and this was new.
+    ///
+    /// # Errors
+    /// [`Unavailable`] if it is not certain that it is noted.
+    async fn note_feedback(&self, email_id: &str, feedback: &Feedback) -> Result<bool, Unavailable>;
+}
+
+/// The notices that are not delivered yet.
+pub trait PendingNotices {
+    /// Those committed at or before this real moment in milliseconds since 1970, the oldest of each shard first, at most about
+    /// `limit` of them. Eventually consistent.
+    ///
+    /// # Errors
+    /// [`Unavailable`].
+    async fn pending(&self, until_ms: i64, limit: usize) -> Result<Vec<PendingNotice>, Unavailable>;
+
+    /// Has the table's stream carry a pending notice to the notifier once more. Whether it was still pending.
+    ///
+    /// # Errors
+    /// [`Unavailable`] if it is not certain.
+    async fn wake(&self, notice_id: &str, at_ms: i64) -> Result<bool, Unavailable>;
+}
+
+/// A notice that is not delivered yet.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct PendingNotice {
+    /// Its id.
+    pub notice_id: String,
+    /// When it was committed, in milliseconds since 1970.
+    pub committed_at_ms: i64,
+}
+
+/// A row of the outbox: a notice, and how far its delivery is.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct OutboxRow {
+    /// The notice.
+    #[serde(flatten)]
+    pub notice: Notice,
+    /// When it was committed, in milliseconds since 1970.
+    pub committed_at_ms: i64,
+    /// Its place in the index of pending notices; gone once all is settled.
+    #[serde(default)]
+    pub pending_shard: Option<String>,
+    /// When its domain event was first sent, in milliseconds since 1970.
+    #[serde(default)]
+    pub published_at_ms: Option<i64>,
+    /// The name of the one attempt at its e-mail, once that is taken.
+    #[serde(default)]
+    pub email_id: Option<String>,
+    /// When that was, in milliseconds since 1970.
+    #[serde(default)]
+    pub email_claimed_at_ms: Option<i64>,
+    /// What became of its e-mail, once that is settled: a [`Fate`]'s name, or one of a newer version.
+    #[serde(default)]
+    pub email_state: Option<String>,
+}
+
+/// Carries domain events to other programs.
+pub trait EventBus {
+    /// Sends an event. Once too often does no harm: its id tells.
+    ///
+    /// # Errors
+    /// [`Unavailable`] if it is not certain that it was taken.
+    async fn publish(&self, event: &DomainEvent) -> Result<(), Unavailable>;
+}
+
+/// Sends e-mails.
+pub trait Mailer {
+    /// Sends one e-mail, in one attempt, and answers the mail service's name of it.
+    ///
+    /// # Errors
+    /// [`NotSent`] says whether it is certain that it was not sent.
+    async fn send(&self, email: &Email) -> Result<String, NotSent>;
+}
+
+/// One e-mail as it is sent. Its `Debug` says nothing of it (G10).
+#[derive(Clone, PartialEq, Eq)]
+pub struct Email {
+    /// Its own name, by which the mail service tells of it afterwards.
+    pub email_id: String,
+    /// The one address it goes to.
+    pub to: String,
+    /// The subject, one line.
+    pub subject: String,
+    /// The body as HTML.
+    pub html: String,
+    /// The same as plain text.
+    pub text: String,
+}
+
+impl fmt::Debug for Email {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Email({})", self.email_id)
+    }
+}
+
+/// Why an e-mail was not sent, as far as that is known. The text names the service's code, never its message, which may hold the address.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum NotSent {
+    /// The mail service did not take it.
+    #[error("the mail service refused the e-mail: {code}")]
+    Refused {
+        /// The service's error code.
+        code: String,
+    },
+    /// It may have been sent or not.
+    #[error("nobody knows whether the e-mail was sent: {reason}")]
+    Unknown {
+        /// What happened.
+        reason: String,
+    },
+}
+
+/// Stripe, as far as an e-mail needs it: whom to write to, and what is owed. Neither is stored.
+pub trait Correspondence {
+    /// Whom to write to; `None` for a customer that was deleted or never was.
+    ///
+    /// # Errors
+    /// [`StripeError`].
+    async fn addressee(&self, customer: &CustomerId) -> Result<Option<Addressee>, StripeError>;
+
+    /// An invoice's present state; `None` if there is no such invoice.
+    ///
+    /// # Errors
+    /// [`StripeError`].
+    async fn bill(&self, invoice: &InvoiceId) -> Result<Option<Bill>, StripeError>;
 }
 
 /// The accounts at which something is due by time alone.

@@ -16,7 +16,7 @@ use crate::{
 };
 
 /// How many keys the indexes of due accounts and of pending notices are spread over.
-const INDEX_SHARDS: u8 = 16;
+pub(super) const INDEX_SHARDS: u8 = 16;
 /// How long a processed mark is kept: Stripe resends for up to 30 days.
 const PROCESSED_KEPT_SECS: i64 = 35 * DAY_SECS;
 /// How long a notice is kept after it was committed.

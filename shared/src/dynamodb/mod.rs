@@ -14,6 +14,7 @@ mod books;
 mod control;
 mod gates;
 mod ledger;
+mod outbox;
 mod quarantine;
 
 use std::collections::HashMap;

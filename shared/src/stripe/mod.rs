@@ -14,6 +14,7 @@
 mod client;
 mod decode;
 mod key;
+mod mail;
 mod meter;
 mod repair;
 mod retry;
@@ -26,7 +27,8 @@ pub use retry::Limits;
 
 /// Stripe as the domain's ports want it: [`StripeState`](crate::ports::StripeState), [`MeterSink`](crate::ports::MeterSink)
 /// and [`MeterSummaries`](crate::ports::MeterSummaries); for selling [`Sales`](crate::ports::Sales),
-/// [`CheckoutSessions`](crate::ports::CheckoutSessions) and [`Portal`](crate::ports::Portal).
+/// [`CheckoutSessions`](crate::ports::CheckoutSessions) and [`Portal`](crate::ports::Portal); for e-mails
+/// [`Correspondence`](crate::ports::Correspondence).
 pub struct Stripe<K> {
     client: StripeClient<K>,
     /// The meters that were looked up so far.

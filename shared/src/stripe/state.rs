@@ -36,7 +36,7 @@ pub(super) const SUBSCRIPTIONS: &str = "/v1/subscriptions";
 const SUBSCRIPTION: &str = "/v1/subscriptions/{id}";
 const SUBSCRIPTION_ITEMS: &str = "/v1/subscription_items";
 const INVOICES: &str = "/v1/invoices";
-const INVOICE: &str = "/v1/invoices/{id}";
+pub(super) const INVOICE: &str = "/v1/invoices/{id}";
 pub(super) const CHECKOUT_SESSIONS: &str = "/v1/checkout/sessions";
 const CHECKOUT_SESSION: &str = "/v1/checkout/sessions/{id}";
 

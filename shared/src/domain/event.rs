@@ -1,0 +1,82 @@
+//! Domain events: what a notice is to other programs. `docs/events.md` and `events/domain-event.schema.json` describe them.
+
+use serde::Serialize;
+
+use super::{
+    access::{Reason, State},
+    id::{CustomerId, InvoiceId, UserId},
+    notice::{Notice, NoticeKind, Payment},
+    time::EpochSecs,
+};
+
+/// Who sends the events, as the event bus names it.
+pub const SOURCE: &str = "tokentill";
+/// The version of the events' fields. Fields are only ever added to a version; one that goes or means something else makes a new one.
+pub const VERSION: u32 = 1;
+
+/// One domain event. Every field is always there; what does not apply is null.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct DomainEvent {
+    /// The version of these fields.
+    pub version: u32,
+    /// The one id under which it is sent, however often: the notice's.
+    pub id: String,
+    /// What it tells.
+    pub r#type: NoticeKind,
+    /// When the change was seen, in the account's time; RFC 3339.
+    pub at: String,
+    /// When it was committed, in real time; RFC 3339. It differs from `at` where the account lives on a test clock.
+    pub committed_at: String,
+    /// Whether it is about real money.
+    pub livemode: bool,
+    /// Whom it is about.
+    pub user_id: UserId,
+    /// Stripe's customer.
+    pub customer_id: Option<CustomerId>,
+    /// The state after the change.
+    pub state: State,
+    /// Whether that state allows calls.
+    pub allowed: bool,
+    /// Why it allows none, if so.
+    pub reason: Option<Reason>,
+    /// The plan after the change.
+    pub plan: Option<String>,
+    /// The plan before, where the event is about its change.
+    pub previous_plan: Option<String>,
+    /// When access is going to end; of an ending trial, its end; RFC 3339.
+    pub access_until: Option<String>,
+    /// The overdue invoice.
+    pub invoice_id: Option<InvoiceId>,
+    /// How many days ago the payment failed, of a reminder.
+    pub day: Option<u16>,
+    /// The payment that was refunded or is disputed.
+    pub payment: Option<Payment>,
+}
+
+impl DomainEvent {
+    /// A notice as a domain event; it was committed at this real moment, in milliseconds since 1970.
+    #[must_use]
+    pub fn of(notice: &Notice, committed_at_ms: i64, livemode: bool) -> Self {
+        let notice = notice.clone();
+        Self {
+            version: VERSION,
+            id: notice.notice_id,
+            r#type: notice.kind,
+            at: notice.at.to_string(),
+            committed_at: EpochSecs::from_ms(committed_at_ms).to_string(),
+            livemode,
+            user_id: notice.user_id,
+            customer_id: notice.customer_id,
+            state: notice.state,
+            // In grace a plan may be worth nothing: then there is a reason.
+            allowed: notice.state.allows() && notice.reason.is_none(),
+            reason: notice.reason,
+            plan: notice.plan,
+            previous_plan: notice.previous_plan,
+            access_until: notice.access_until.map(|moment| moment.to_string()),
+            invoice_id: notice.invoice_id,
+            day: notice.day,
+            payment: notice.payment,
+        }
+    }
+}
