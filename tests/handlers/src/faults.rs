@@ -14,14 +14,15 @@ use tokentill::{
         account::Account,
         counting::{Batch, LedgerRow, RowKey},
         id::{CustomerId, EventId, UserId},
+        notice::Notice,
         read_back::Rejections,
         report::{Book, Tally},
         time::{EpochSecs, UtcDay},
     },
     ports::{
         AccountBatches, AccountChange, Accounts, Books, Commit, CustomerRecord, DueAccounts, Heard, Ledger, MeterErrors, Parked,
-        ParkedPlace, Quarantine, QuarantineEntries, QuarantineEntry, Quarantined, Readable, ReporterMemory, ReporterState,
-        SweeperMemory, SweeperState, Touched, Unavailable, Written,
+        ParkedPlace, PaymentNotices, Quarantine, QuarantineEntries, QuarantineEntry, Quarantined, Readable, ReporterMemory,
+        ReporterState, SweeperMemory, SweeperState, Told, Touched, Unavailable, Written,
     },
 };
 
@@ -212,6 +213,12 @@ impl<P: Accounts> Accounts for Faulty<P> {
 
     async fn record(&self, record: &CustomerRecord, processed: &EventId) -> Result<Commit, Unavailable> {
         self.call("record", self.port.record(record, processed)).await
+    }
+}
+
+impl<P: PaymentNotices> PaymentNotices for Faulty<P> {
+    async fn tell(&self, notice: Option<&Notice>, processed: &EventId, at_ms: i64) -> Result<Told, Unavailable> {
+        self.call("tell", self.port.tell(notice, processed, at_ms)).await
     }
 }
 
