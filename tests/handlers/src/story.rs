@@ -123,14 +123,12 @@ impl Stage {
         let customer = CustomerId::new("cus_none").expect("an id");
         let story = Story { name, customer, steps: Vec::new(), events: Vec::new(), prices: prices() };
         let http = reqwest::Client::new();
-        let mut stage =
-            Self { sandbox, http, clock: String::new(), customer: String::new(), seen: BTreeSet::new(), story };
+        let mut stage = Self { sandbox, http, clock: String::new(), customer: String::new(), seen: BTreeSet::new(), story };
         stage.post("/_sandbox/settings", &[("global_rate", "0"), ("endpoint_rate", "0"), ("events_created", "clock")]).await;
         stage.sell().await;
         let clock = stage.post("/v1/test_helpers/test_clocks", &[("frozen_time", &START.to_string())]).await;
         stage.clock = text(&clock["id"]);
-        let customer =
-            stage.post("/v1/customers", &[("test_clock", &stage.clock), ("metadata[user_id]", USER)]).await;
+        let customer = stage.post("/v1/customers", &[("test_clock", &stage.clock), ("metadata[user_id]", USER)]).await;
         stage.customer = text(&customer["id"]);
         stage.story.customer = CustomerId::new(stage.customer.as_str()).expect("an id");
         stage.pay_with("pm_card_visa").await;

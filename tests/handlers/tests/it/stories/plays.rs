@@ -108,7 +108,11 @@ pub(super) async fn renew() -> Story {
 pub(super) async fn fail_and_recover() -> Story {
     let mut stage = Stage::begin("fail and recover on day 2").await;
     let subscription = subscriber_with(&mut stage, "pm_card_chargeCustomerFail").await;
-    steps(&mut stage, &[(RENEWAL, "is renewed"), (CHARGED, "fails"), (CHARGED + DAY, "waits"), (CHARGED + 2 * DAY, "tries another card")]).await;
+    steps(
+        &mut stage,
+        &[(RENEWAL, "is renewed"), (CHARGED, "fails"), (CHARGED + DAY, "waits"), (CHARGED + 2 * DAY, "tries another card")],
+    )
+    .await;
     stage.until(CHARGED + 2 * DAY + HOUR).await;
     pay_late(&mut stage, &subscription).await;
     steps(&mut stage, &[(CHARGED + 4 * DAY, "two days later")]).await;
@@ -164,7 +168,11 @@ pub(super) async fn upgrade_and_downgrade() -> Story {
     stage.until(10 * DAY).await;
     stage.switch(&subscription, "pro").await;
     stage.step("downgrades").await;
-    steps(&mut stage, &[(11 * DAY, "a day later"), (RENEWAL, "is renewed"), (CHARGED, "is charged"), (30 * DAY, "a day later still")]).await;
+    steps(
+        &mut stage,
+        &[(11 * DAY, "a day later"), (RENEWAL, "is renewed"), (CHARGED, "is charged"), (30 * DAY, "a day later still")],
+    )
+    .await;
     stage.end().await
 }
 
@@ -197,7 +205,16 @@ pub(super) async fn double_subscription() -> Story {
     let charges = stage.get(&format!("/_sandbox/invoices/{invoice}/charges")).await;
     stage.post("/v1/refunds", &[("charge", charges["data"][0]["id"].as_str().unwrap())]).await;
     stage.step("one is cancelled and refunded").await;
-    steps(&mut stage, &[(5 * DAY, "a day later"), (31 * DAY, "the other is renewed"), (31 * DAY + HOUR, "and charged"), (33 * DAY, "two days later")]).await;
+    steps(
+        &mut stage,
+        &[
+            (5 * DAY, "a day later"),
+            (31 * DAY, "the other is renewed"),
+            (31 * DAY + HOUR, "and charged"),
+            (33 * DAY, "two days later"),
+        ],
+    )
+    .await;
     stage.end().await
 }
 
