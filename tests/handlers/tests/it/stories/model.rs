@@ -41,13 +41,15 @@ impl Model {
             }
         }
         // What is no longer open never opens again.
-        let is_open = |id: &String| step.invoices.iter().any(|invoice| invoice["id"] == id.as_str() && invoice["status"] == "open");
+        let is_open =
+            |id: &String| step.invoices.iter().any(|invoice| invoice["id"] == id.as_str() && invoice["status"] == "open");
         self.since.retain(|id, _| is_open(id));
     }
 
     /// The overdue invoices of a subscription.
     pub(super) fn overdue(&self, step: &Step, subscription: &str) -> BTreeMap<String, i64> {
-        let is_its = |id: &str| step.invoices.iter().any(|invoice| invoice["id"] == id && subscription_of(invoice) == subscription);
+        let is_its =
+            |id: &str| step.invoices.iter().any(|invoice| invoice["id"] == id && subscription_of(invoice) == subscription);
         self.since.iter().filter(|(id, _)| is_its(id)).map(|(id, since)| (id.clone(), *since)).collect()
     }
 }
