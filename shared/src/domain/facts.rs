@@ -32,6 +32,17 @@ pub struct CustomerFacts {
     pub checkout_users: Vec<UserId>,
 }
 
+impl CustomerFacts {
+    /// Whether a payment of this invoice is seen to have failed: it was attempted, and the invoice is open all the same. As long as
+    /// its subscription runs, no attempt has failed: a bank that was asked has yet to answer, which takes days.
+    #[must_use]
+    pub fn shows_failure(&self, invoice: &InvoiceFacts) -> bool {
+        let its = |subscription: &&SubscriptionFacts| invoice.subscription.as_ref() == Some(&subscription.id);
+        let runs = self.subscriptions.iter().find(its).is_some_and(|subscription| subscription.status.runs());
+        invoice.attempted && !runs
+    }
+}
+
 /// A subscription as Stripe has it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SubscriptionFacts {
@@ -225,6 +236,11 @@ impl Status {
             Self::Paused => "paused",
             Self::Other(text) => text,
         }
+    }
+
+    /// Whether all is well with it, by Stripe's own word.
+    pub(super) fn runs(&self) -> bool {
+        matches!(self, Self::Active | Self::Trialing)
     }
 
     /// Whether the subscription binds its user to its customer: it was paid for or tried out, and it has not ended.

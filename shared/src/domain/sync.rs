@@ -218,7 +218,7 @@ pub fn failures(known: &Failures, facts: &CustomerFacts, failure: Option<&Paymen
         let reported = failure
             .filter(|failure| failure.invoice == invoice.id)
             .map(|failure| if failure.at < invoice.created || failure.at > now { seen } else { failure.at });
-        let fetched = invoice.attempted.then_some(seen);
+        let fetched = facts.shows_failure(invoice).then_some(seen);
         let since = [known.get(&invoice.id).copied(), reported, fetched].into_iter().flatten().min()?;
         Some((invoice.id.clone(), since))
     };
@@ -356,7 +356,7 @@ fn ended(mut subscription: Subscription, now: EpochSecs) -> Subscription {
     subscription
 }
 
-/// For each open invoice of the subscription whose payment was attempted: its earliest known failure (G2).
+/// For each open invoice of the subscription whose payment failed: its earliest known failure (G2).
 fn overdue(
     before: Option<&Account>,
     facts: &CustomerFacts,
@@ -665,6 +665,19 @@ pub(super) mod tests {
         let (account, ..) = commit(Some(&account), &past_due(), None, "2026-12-11T03:00:00Z");
         assert_eq!(account.overdue.keys().map(InvoiceId::as_str).collect::<Vec<_>>(), ["in_1"]);
         assert_eq!(account.overdue_since().unwrap().to_string(), "2026-12-10T03:00:00Z");
+    }
+
+    #[test]
+    fn an_attempt_that_a_bank_has_yet_to_answer_starts_no_grace() {
+        let mut asked = past_due();
+        asked.subscriptions[0].status = Status::Active;
+        let (account, notices, _) = commit(None, &asked, None, "2026-12-10T01:00:00Z");
+        assert!(account.overdue.is_empty());
+        assert_eq!(notices, [NoticeKind::AccountProvisioned]);
+        // Four days later it says no, and grace starts with that, although the attempt is as old as the invoice.
+        let failure = failed("in_1", "2026-12-14T01:00:00Z");
+        let (account, ..) = commit(Some(&account), &past_due(), Some(&failure), "2026-12-14T01:00:05Z");
+        assert_eq!(account.overdue_since(), Some(at("2026-12-14T01:00:00Z")));
     }
 
     #[test]

@@ -3,7 +3,6 @@
 //! Each ends some time after its last event, so that what has to be looked at afterwards is settled.
 
 use handlers::story::{Stage, Story};
-use serde_json::json;
 
 pub(super) const HOUR: i64 = 3_600;
 pub(super) const DAY: i64 = 24 * HOUR;
@@ -277,19 +276,4 @@ pub(super) async fn all() -> Vec<Story> {
         double_subscription_of_which_both_fail().await,
         debit_fails_days_later().await,
     ]
-}
-
-#[tokio::test]
-async fn play() {
-    for story in all().await {
-        println!("== {}", story.name);
-        for (i, step) in story.steps.iter().enumerate() {
-            let subs: Vec<_> = step.subscriptions.iter().map(|s| s["status"].clone()).collect();
-            let invs: Vec<_> = step.invoices.iter().map(|s| json!([s["status"], s["attempted"]]).to_string()).collect();
-            println!("  {i} {} {}: {subs:?} {invs:?}", step.at, step.name);
-            for event in story.events.iter().filter(|e| e.step == i) {
-                println!("       {}", event.text("type"));
-            }
-        }
-    }
 }

@@ -1,0 +1,163 @@
+//! What must come of a story, computed from the schedule of deliveries and from Stripe's own JSON, and not by the product's code.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use handlers::story::{Step, Story};
+use serde_json::Value;
+use tokentill::domain::{
+    access::State,
+    notice::{Notice, NoticeKind},
+};
+
+use super::plays::DAY;
+
+/// The days of grace, and those of reminders, as the price list we ship has them.
+const GRACE_DAYS: i64 = 7;
+const REMINDER_DAYS: [i64; 2] = [3, 6];
+
+/// What G2 lets an order of deliveries decide: when the grace of each invoice began, as far as anybody could know.
+#[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Model {
+    since: BTreeMap<String, i64>,
+}
+
+impl Model {
+    /// A delivery led to a fetch at `now`, which saw `step`; `failure` is what the event itself told.
+    ///
+    /// The rule, by the letter: the earliest `created` of a payment failure seen for the invoice, or the first fetch that showed it
+    /// open and attempted. An attempt is none that failed as long as its subscription runs: a bank is still being asked.
+    pub(super) fn look(&mut self, step: &Step, failure: Option<(&str, i64)>, now: i64) {
+        let mut know = |invoice: &str, at: i64| {
+            let since = self.since.entry(invoice.to_owned()).or_insert(at);
+            *since = at.min(*since);
+        };
+        for invoice in step.invoices.iter().filter(|invoice| invoice["status"] == "open") {
+            let id = invoice["id"].as_str().unwrap();
+            if invoice["attempted"] == true && !runs(step, subscription_of(invoice)) {
+                know(id, now);
+            }
+            if let Some((_, at)) = failure.filter(|(failed, _)| *failed == id) {
+                know(id, at);
+            }
+        }
+        // What is no longer open never opens again.
+        let is_open =
+            |id: &String| step.invoices.iter().any(|invoice| invoice["id"] == id.as_str() && invoice["status"] == "open");
+        self.since.retain(|id, _| is_open(id));
+    }
+
+    /// The overdue invoices of a subscription.
+    pub(super) fn overdue(&self, step: &Step, subscription: &str) -> BTreeMap<String, i64> {
+        let is_its =
+            |id: &str| step.invoices.iter().any(|invoice| invoice["id"] == id && subscription_of(invoice) == subscription);
+        self.since.iter().filter(|(id, _)| is_its(id)).map(|(id, since)| (id.clone(), *since)).collect()
+    }
+}
+
+fn subscription_of(invoice: &Value) -> &str {
+    invoice["parent"]["subscription_details"]["subscription"].as_str().unwrap()
+}
+
+fn runs(step: &Step, subscription: &str) -> bool {
+    let found = step.subscriptions.iter().find(|found| found["id"] == subscription).unwrap();
+    matches!(found["status"].as_str(), Some("active" | "trialing"))
+}
+
+/// The second in which grace ends.
+pub(super) fn deadline(overdue: &BTreeMap<String, i64>) -> Option<i64> {
+    Some(overdue.values().min()? + GRACE_DAYS * DAY)
+}
+
+/// How many reminders are due by then.
+pub(super) fn reminders(overdue: &BTreeMap<String, i64>, now: i64) -> u8 {
+    let since = overdue.values().min().filter(|since| now < *since + GRACE_DAYS * DAY);
+    let reached = |since: &i64| REMINDER_DAYS.into_iter().filter(|day| since + day * DAY <= now).count();
+    u8::try_from(since.map_or(0, reached)).unwrap()
+}
+
+/// When the first payment of each invoice failed, whoever was told.
+pub(super) fn failures(story: &Story) -> BTreeMap<&str, i64> {
+    let mut failures = BTreeMap::new();
+    for (invoice, at) in story.events.iter().filter_map(|event| event.failure()) {
+        let earliest = failures.entry(invoice).or_insert(at);
+        *earliest = at.min(*earliest);
+    }
+    failures
+}
+
+/// What a user has been told so far. It takes each notice, or says why it should not have been sent: told once means that what is
+/// told is always another state than the one told before.
+#[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Listener {
+    access: Access,
+    in_grace: bool,
+    reminders: u8,
+    plan: Option<String>,
+    ending: Option<i64>,
+    trial_ending: BTreeSet<i64>,
+    payments: BTreeSet<String>,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
+enum Access {
+    #[default]
+    Never,
+    Given,
+    Taken,
+}
+
+impl Listener {
+    /// The notices of one commit. Each of them names the plan, so its change is heard first.
+    pub(super) fn hear(&mut self, notices: &[Notice]) -> Result<(), String> {
+        let is_of_plan = |notice: &&Notice| notice.kind == NoticeKind::PlanChanged;
+        let others = notices.iter().filter(|notice| !is_of_plan(notice));
+        notices.iter().filter(is_of_plan).chain(others).try_for_each(|notice| self.hear_one(notice))
+    }
+
+    fn hear_one(&mut self, notice: &Notice) -> Result<(), String> {
+        let until = notice.access_until.map(|until| until.as_secs());
+        let is_news = match notice.kind {
+            NoticeKind::AccountProvisioned => self.access == Access::Never,
+            NoticeKind::PlanChanged => self.plan != notice.plan,
+            NoticeKind::GraceStarted => !self.in_grace,
+            NoticeKind::GraceReminder => self.in_grace && self.reminders < 2,
+            NoticeKind::GraceCleared => self.in_grace,
+            NoticeKind::AccessEnded => self.access == Access::Given,
+            // Also to whom nothing was told, since the first look came after the end.
+            NoticeKind::AccessRestored => self.access != Access::Given,
+            NoticeKind::SubscriptionEnding => self.ending != until && until.is_some(),
+            NoticeKind::SubscriptionContinued => self.ending.is_some(),
+            NoticeKind::SubscriptionEnded => self.access != Access::Never,
+            NoticeKind::TrialEnding => until.is_some_and(|until| self.trial_ending.insert(until)),
+            NoticeKind::PaymentRefunded | NoticeKind::PaymentDisputed => self.payments.insert(notice.notice_id.clone()),
+        };
+        if !is_news {
+            return Err(format!("{} is no news to {self:?}", notice.kind.as_str()));
+        }
+        match notice.kind {
+            NoticeKind::AccountProvisioned | NoticeKind::AccessRestored => self.access = Access::Given,
+            NoticeKind::AccessEnded => (self.access, self.in_grace) = (Access::Taken, false),
+            NoticeKind::SubscriptionEnded => (self.access, self.in_grace) = (Access::Never, false),
+            NoticeKind::GraceStarted => (self.in_grace, self.reminders) = (true, 0),
+            NoticeKind::GraceCleared => self.in_grace = false,
+            NoticeKind::GraceReminder => self.reminders += 1,
+            NoticeKind::SubscriptionEnding => self.ending = until,
+            NoticeKind::SubscriptionContinued => self.ending = None,
+            NoticeKind::PlanChanged | NoticeKind::TrialEnding => {}
+            NoticeKind::PaymentRefunded | NoticeKind::PaymentDisputed => return Ok(()),
+        }
+        self.plan.clone_from(&notice.plan);
+        Ok(())
+    }
+
+    /// Whether what was told last is the state there is.
+    pub(super) fn knows(&self, state: State) -> bool {
+        let access = match state {
+            State::Trialing | State::Active | State::Grace => self.access == Access::Given,
+            // Who was first looked at after the end was never told of access, and is not told of its end.
+            State::Ended => self.access != Access::Given,
+            State::Free | State::None => self.access == Access::Never,
+        };
+        access && self.in_grace == (state == State::Grace)
+    }
+}
