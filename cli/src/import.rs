@@ -104,5 +104,6 @@ fn hint_of(customer: &str, mode: Mode, run: &str, clock: &impl Clock) -> Option<
         invoice: None,
         livemode: mode == Mode::Live,
         replay: true,
+        swept: false,
     })
 }

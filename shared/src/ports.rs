@@ -5,7 +5,12 @@
     reason = "handlers are generic over ports and run on one thread; nobody needs these futures to be `Send`"
 )]
 
-use std::{collections::BTreeMap, fmt, ops::Range, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    ops::Range,
+    sync::Arc,
+};
 
 use serde::{Deserialize, Serialize};
 
@@ -19,6 +24,7 @@ use crate::domain::{
     id::{CheckoutSessionId, CustomerId, EventId, PriceId, RequestId, UserId},
     notice::Notice,
     read_back::Rejections,
+    repair::{Endpoint, ListedSubscription},
     report::{Book, MeterReport, Tally},
     selling::{Buyer, Link, Offer, ReturnUrl},
     time::{EpochSecs, UtcDay},
@@ -421,6 +427,182 @@ pub struct Hold {
     /// How many differences this comparison has found so far.
     #[serde(default)]
     pub differences: u64,
+}
+
+/// What the sweeper keeps in mind of its repairs from run to run.
+pub trait SweeperState {
+    /// What is kept in mind, read consistently; nothing before the first run.
+    ///
+    /// # Errors
+    /// [`Unavailable`], also if it cannot be read by this version.
+    async fn sweeper_memory(&self) -> Result<SweeperMemory, Unavailable>;
+
+    /// Remembers under the version it was read in, and raises that version. A write of this owner's whose reply was lost is known
+    /// again.
+    ///
+    /// # Errors
+    /// [`Unavailable`] if it is not certain that it is remembered.
+    async fn remember_sweep(&self, memory: &mut SweeperMemory) -> Result<Commit, Unavailable>;
+
+    /// When Stripe's deliveries were last heard of, if ever.
+    ///
+    /// # Errors
+    /// [`Unavailable`].
+    async fn heard_at(&self) -> Result<Option<EpochSecs>, Unavailable>;
+}
+
+/// What the sweeper keeps in mind of its repairs from run to run.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct SweeperMemory {
+    /// Grows by one with each write; a write holds only under the version that was read.
+    #[serde(default)]
+    pub version: u64,
+    /// The run that wrote last.
+    #[serde(default)]
+    pub owner: String,
+    /// Until when that run may be at work, in milliseconds since 1970; `None` if it has ended.
+    #[serde(default)]
+    pub busy_until_ms: Option<i64>,
+    /// When the first run was.
+    #[serde(default)]
+    pub first_run_at: Option<EpochSecs>,
+    /// Every event that was made up to this moment, and that Stripe did not deliver, is queued.
+    #[serde(default)]
+    pub events_through: Option<EpochSecs>,
+    /// The events that are being looked through, if they are.
+    #[serde(default)]
+    pub events_window: Option<EventWindow>,
+    /// The latest events that were queued, and when they were made: they are listed once more by the next run.
+    #[serde(default)]
+    pub events_queued: Vec<(EventId, EpochSecs)>,
+    /// Events may be missing in Stripe's list of undelivered ones, because no endpoint asked for them: all are to be looked at.
+    #[serde(default)]
+    pub events_unasked: bool,
+    /// What is wrong with the webhook endpoint, as it was told, and when.
+    #[serde(default)]
+    pub endpoint_told: Option<(String, EpochSecs)>,
+    /// When it was last told that nothing is heard of Stripe.
+    #[serde(default)]
+    pub silence_told_at: Option<EpochSecs>,
+    /// The day of the last comparison that was begun and ended.
+    #[serde(default)]
+    pub compared_on: Option<UtcDay>,
+    /// How many live subscriptions it found.
+    #[serde(default)]
+    pub live_subscriptions: u64,
+    /// The comparison that goes on, if one does.
+    #[serde(default)]
+    pub comparison: Option<Comparison>,
+}
+
+/// The events that are being looked through, newest first.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EventWindow {
+    /// The moment of the earliest.
+    pub from: EpochSecs,
+    /// The moment of the latest.
+    pub until: EpochSecs,
+    /// Which of them.
+    pub list: EventList,
+    /// The last one that was looked at.
+    pub after: Option<String>,
+}
+
+/// Which events of Stripe's are listed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum EventList {
+    /// Those that some endpoint has not taken yet.
+    Undelivered,
+    /// All of the first types that are of use: Stripe takes twenty at a time.
+    AllOfFirstTypes,
+    /// All of the other types that are of use.
+    AllOfOtherTypes,
+}
+
+/// A comparison of Stripe's subscriptions with the accounts that goes on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Comparison {
+    /// The day it was begun.
+    pub day: UtcDay,
+    /// The last subscription that was compared.
+    pub after: Option<String>,
+    /// How many were compared so far.
+    pub subscriptions: u64,
+    /// How many of them are live.
+    pub live: u64,
+    /// How many differed.
+    pub differences: u64,
+}
+
+/// Keeps in mind when Stripe's deliveries were last heard of, for the sweeper.
+pub trait Heard {
+    /// Remembers that one arrived. An earlier moment than the known one changes nothing.
+    ///
+    /// # Errors
+    /// [`Unavailable`] if it is not certain that it is remembered.
+    async fn note_heard(&self, at: EpochSecs) -> Result<(), Unavailable>;
+}
+
+/// Many accounts and what belongs to them, at once. Eventually consistent: what was written in the last second may be missing.
+pub trait AccountBatches {
+    /// Which of these events are processed.
+    ///
+    /// # Errors
+    /// [`Unavailable`].
+    async fn processed(&self, events: &BTreeSet<EventId>) -> Result<BTreeSet<EventId>, Unavailable>;
+
+    /// What is known of these customers.
+    ///
+    /// # Errors
+    /// [`Unavailable`].
+    async fn customers(
+        &self,
+        customers: &BTreeSet<CustomerId>,
+    ) -> Result<BTreeMap<CustomerId, Readable<CustomerRecord>>, Unavailable>;
+
+    /// The accounts of these users.
+    ///
+    /// # Errors
+    /// [`Unavailable`].
+    async fn accounts(&self, users: &BTreeSet<UserId>) -> Result<BTreeMap<UserId, Readable<Account>>, Unavailable>;
+}
+
+/// An item of a batch: read, or why this version cannot read it. One of those holds up no other.
+pub type Readable<T> = Result<T, Unavailable>;
+
+/// What Stripe lists of everybody.
+pub trait StripeLists {
+    /// A page of the events of a window, newest first, each as its JSON text.
+    ///
+    /// # Errors
+    /// [`StripeError::NotFound`] if the event to go on after is gone.
+    async fn events(&self, window: &EventWindow) -> Result<StripePage<String>, StripeError>;
+
+    /// A page of all subscriptions but those on test clocks, newest first. One that cannot be read is an error that names it.
+    ///
+    /// # Errors
+    /// [`StripeError::NotFound`] if the subscription to go on after is gone.
+    async fn all_subscriptions(&self, after: Option<&str>)
+    -> Result<StripePage<Result<ListedSubscription, String>>, StripeError>;
+
+    /// The webhook endpoints.
+    ///
+    /// # Errors
+    /// [`StripeError`].
+    async fn endpoints(&self) -> Result<Vec<Endpoint>, StripeError>;
+
+    /// The API version that every call asks for, and that events are to be in.
+    fn api_version(&self) -> &'static str;
+}
+
+/// A page of a list of Stripe's.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StripePage<T> {
+    /// What it holds.
+    pub data: Vec<T>,
+    /// The object after which the next page begins, if there is one.
+    pub next: Option<String>,
 }
 
 /// What the reporter knows of a user's tallies, for those who only read it.

@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, fmt};
 
 use tokentill::domain::{
-    hint::SNAPSHOT_EVENTS,
+    hint::snapshot_events,
     price_list::{self, PriceList},
     time::EpochSecs,
 };
@@ -155,8 +155,7 @@ pub(super) struct Wanted<'a> {
 
 /// The snapshot events that an endpoint is to ask for: in live mode there are no test clocks.
 pub(super) fn events(mode: Mode) -> Vec<&'static str> {
-    let is_of_mode = |event: &&str| mode == Mode::Test || !event.starts_with("test_helpers.");
-    SNAPSHOT_EVENTS.into_iter().filter(is_of_mode).collect()
+    snapshot_events(mode == Mode::Live)
 }
 
 /// Compares.

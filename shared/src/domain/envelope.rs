@@ -80,6 +80,7 @@ pub fn read(body: &[u8], arrived: EpochSecs, default_livemode: bool) -> Result<H
         invoice: invoice.and_then(|id| InvoiceId::new(id).ok()),
         livemode: envelope.livemode.as_bool().unwrap_or(default_livemode),
         replay: false,
+        swept: false,
     })
 }
 

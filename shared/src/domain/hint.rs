@@ -38,6 +38,9 @@ pub struct Hint {
     /// A replayed hint is never skipped.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub replay: bool,
+    /// The sweeper found its event in Stripe's list: it says nothing of whether Stripe's deliveries arrive.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub swept: bool,
 }
 
 impl Hint {
@@ -84,6 +87,34 @@ impl Hint {
             invoice: None,
             livemode: self.livemode,
             replay: true,
+            swept: false,
+        })
+    }
+
+    /// Whether Stripe itself delivered the event: neither we nor a person made the hint, or found it in a list.
+    #[must_use]
+    pub fn was_delivered(&self) -> bool {
+        !self.replay && !self.swept && !self.kind.starts_with("tokentill.")
+    }
+
+    /// A hint of our own that has a customer looked at, whatever is known of it, because a comparison on that day found it to be
+    /// otherwise at Stripe. The same day gives the same event id.
+    ///
+    /// # Errors
+    /// [`InvalidId`] if the customer's id is too long for an event id; Stripe's are far too short for that.
+    pub fn of_difference(customer: &CustomerId, found_at: EpochSecs, livemode: bool) -> Result<Self, InvalidId> {
+        let day = found_at.day().to_string();
+        Ok(Self {
+            v: HINT_VERSION,
+            event_id: EventId::new(composite_key(&["comparison", &day, customer.as_str()]))?,
+            kind: "tokentill.difference".to_owned(),
+            created: found_at,
+            object_id: customer.as_str().to_owned(),
+            customer: Some(customer.clone()),
+            invoice: None,
+            livemode,
+            replay: true,
+            swept: false,
         })
     }
 
@@ -103,6 +134,7 @@ impl Hint {
             invoice: None,
             livemode,
             replay: true,
+            swept: false,
         })
     }
 }
@@ -145,6 +177,12 @@ pub const SNAPSHOT_EVENTS: [&str; 26] = [
     "charge.dispute.funds_reinstated",
     "test_helpers.test_clock.ready",
 ];
+
+/// The snapshot events of a mode: in live mode there are no test clocks.
+#[must_use]
+pub fn snapshot_events(livemode: bool) -> Vec<&'static str> {
+    SNAPSHOT_EVENTS.into_iter().filter(|event| !livemode || !event.starts_with("test_helpers.")).collect()
+}
 
 /// The events that no snapshot tells, and that a destination of thin events is to ask for.
 pub const THIN_EVENTS: [&str; 2] = ["v1.billing.meter.error_report_triggered", "v1.billing.meter.no_meter_found"];

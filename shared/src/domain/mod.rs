@@ -19,6 +19,7 @@ pub mod notice;
 pub mod period;
 pub mod price_list;
 pub mod read_back;
+pub mod repair;
 pub mod report;
 pub mod segment;
 pub mod selling;

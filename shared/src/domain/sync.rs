@@ -204,7 +204,7 @@ fn by_rank(facts: &CustomerFacts) -> Vec<&SubscriptionFacts> {
     subscriptions
 }
 
-fn subscription(
+pub(super) fn subscription(
     prices: &PriceList,
     facts: &SubscriptionFacts,
     previous: Option<&Subscription>,

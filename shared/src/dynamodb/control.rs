@@ -6,13 +6,18 @@ use serde::Deserialize;
 use super::{Changes, Store, from_item, number, text, to_item, unavailable};
 use crate::{
     domain::{read_back::Rejections, time::EpochSecs},
-    ports::{MeterErrors, ReporterMemory, ReporterState, Unavailable},
+    ports::{Commit, Heard, MeterErrors, ReporterMemory, ReporterState, SweeperMemory, SweeperState, Unavailable},
 };
 
 /// Where the reporter keeps what it has in mind.
 const REPORTER: &str = "reporter";
 /// Where the reporter's lease is.
 const LEASE: &str = "reporter-lease";
+
+/// Where the sweeper keeps what it has in mind.
+const SWEEPER: &str = "sweeper";
+/// Where it is kept when Stripe was last heard of.
+const HEARD: &str = "heard";
 
 /// Where Stripe's last word of usage it threw away is kept.
 const METER_ERRORS: &str = "meter-errors";
@@ -114,6 +119,53 @@ impl ReporterState for Store {
             ids.push(id.ok_or_else(|| Unavailable { what: WHAT, reason: "a table has no id".to_owned() })?);
         }
         Ok(ids)
+    }
+}
+
+#[derive(Deserialize)]
+struct HeardAt {
+    heard_at: EpochSecs,
+}
+
+impl Heard for Store {
+    async fn note_heard(&self, at: EpochSecs) -> Result<(), Unavailable> {
+        let mut changes = Changes::default();
+        changes.set("heard_at", number(at.as_secs()));
+        let (name, value) = (changes.name("heard_at"), changes.value(number(at.as_secs())));
+        let is_newest = format!("attribute_not_exists({name}) OR {name} < {value}");
+        self.change_control(HEARD, changes, Some(is_newest)).await.map(|_| ())
+    }
+}
+
+impl SweeperState for Store {
+    async fn sweeper_memory(&self) -> Result<SweeperMemory, Unavailable> {
+        const WHAT: &str = "reading the sweeper's memory";
+        let request = self.client.get_item().table_name(&self.tables.control).key("name", text(SWEEPER));
+        let answer = request.consistent_read(true).send().await.map_err(unavailable(WHAT))?;
+        answer.item.map_or(Ok(SweeperMemory::default()), |item| from_item(WHAT, item))
+    }
+
+    async fn remember_sweep(&self, memory: &mut SweeperMemory) -> Result<Commit, Unavailable> {
+        let read = memory.version;
+        let next = SweeperMemory { version: read.saturating_add(1), ..memory.clone() };
+        let mut changes = Changes::default();
+        changes.set_all(to_item("saving the sweeper's memory", &next)?, &[]);
+        let condition = changes.if_version("name", read);
+        let held = self.change_control(SWEEPER, changes, Some(condition)).await?;
+        // A repetition of our own write, whose reply was lost, finds it done.
+        if !held && self.sweeper_memory().await? != next {
+            return Ok(Commit::LostRace);
+        }
+        *memory = next;
+        Ok(Commit::Done)
+    }
+
+    async fn heard_at(&self) -> Result<Option<EpochSecs>, Unavailable> {
+        const WHAT: &str = "reading when Stripe was last heard of";
+        let request = self.client.get_item().table_name(&self.tables.control).key("name", text(HEARD));
+        let answer = request.send().await.map_err(unavailable(WHAT))?;
+        let heard: Option<HeardAt> = answer.item.map(|item| from_item(WHAT, item)).transpose()?;
+        Ok(heard.map(|heard| heard.heard_at))
     }
 }
 

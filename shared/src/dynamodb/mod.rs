@@ -9,6 +9,7 @@
 
 mod accounts;
 mod audit;
+mod batches;
 mod books;
 mod control;
 mod gates;

@@ -345,7 +345,7 @@ pub(super) fn id_of<T>(id: Option<&str>, object: &'static str, new: fn(String) -
 }
 
 /// The id of a reference, which is an id or, where Stripe expanded it, the object.
-fn named(reference: Option<&Value>) -> Option<&str> {
+pub(super) fn named(reference: Option<&Value>) -> Option<&str> {
     match reference {
         Some(Value::String(id)) => Some(id),
         Some(Value::Object(object)) => match object.get("id") {

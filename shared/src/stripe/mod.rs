@@ -15,6 +15,7 @@ mod client;
 mod decode;
 mod key;
 mod meter;
+mod repair;
 mod retry;
 mod sell;
 mod state;

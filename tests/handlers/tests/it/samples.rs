@@ -154,6 +154,7 @@ pub(crate) fn hint(event_id: &str, kind: &str, created: &str, object_id: &str, c
         invoice: object_id.starts_with("in_").then(|| InvoiceId::new(object_id).unwrap()),
         livemode: false,
         replay: false,
+        swept: false,
     }
 }
 
