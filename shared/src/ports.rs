@@ -478,6 +478,9 @@ pub struct SweeperMemory {
     /// Events may be missing in Stripe's list of undelivered ones, because no endpoint asked for them: all are to be looked at.
     #[serde(default)]
     pub events_unasked: bool,
+    /// When the endpoint was first seen to ask for them again, while that holds.
+    #[serde(default)]
+    pub endpoint_mended_at: Option<EpochSecs>,
     /// What is wrong with the webhook endpoint, as it was told, and when.
     #[serde(default)]
     pub endpoint_told: Option<(String, EpochSecs)>,

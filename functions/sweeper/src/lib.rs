@@ -1,12 +1,38 @@
-//! The sweeper: announces what is due by time alone, such as reminders and the end of access.
+//! The sweeper: announces what is due by time alone, such as reminders and the end of access, and finds what Stripe never told.
 //!
 //! **Invariant:** access does not depend on it. It tells what has happened; `access` knows it already (G7).
+
+pub mod repair;
 
 use tokentill::{
     domain::{id::UserId, notice, price_list::PriceList, time::EpochSecs},
     log::Line,
-    ports::{AccountChange, Accounts, Clock, Commit, DueAccounts, Unavailable},
+    ports::{AccountBatches, AccountChange, Accounts, Clock, Commit, DueAccounts, Hints, StripeLists, SweeperState, Unavailable},
 };
+
+use repair::{Invocation, Repair, Repaired};
+
+/// One run of the function: what is due first, since it needs neither Stripe nor a queue, then the repairs, whatever came of it.
+///
+/// # Errors
+/// [`Unavailable`] if it cannot be found what is due; the repairs are done all the same.
+pub async fn sweep<A, C, L, S, Q>(
+    sweeper: &Sweeper<A, C>,
+    repair: &Repair<L, S, Q, C>,
+    now: EpochSecs,
+    invocation: &Invocation,
+) -> Result<(Run, Repaired), Unavailable>
+where
+    A: Accounts + DueAccounts,
+    C: Clock,
+    L: StripeLists,
+    S: AccountBatches + SweeperState,
+    Q: Hints,
+{
+    let run = sweeper.run(now).await;
+    let repaired = repair.run(now, invocation).await;
+    Ok((run?, repaired))
+}
 
 /// How many accounts one run takes up; what is left is due at the next.
 const MAX_ACCOUNTS: usize = 1_000;

@@ -3,6 +3,8 @@
 //! **Invariant:** the account and its version are read *before* the fetch. Whatever commits in between makes our commit lose
 //! its race, and then everything starts again; so the newest fetch wins, whatever order hints come in (G2).
 
+mod listener;
+
 use aws_lambda_events::sqs::{SqsBatchResponse, SqsEvent, SqsMessage};
 use tokentill::{
     config::StripeMode,
@@ -18,11 +20,13 @@ use tokentill::{
     },
     log::{self, Line},
     ports::{
-        AccountChange, Accounts, Clock, Commit, CustomerRecord, CustomerStanding, Hints, MeterErrors, Postpone, Quarantine,
-        Quarantined, Recounts, StripeError, StripeState, Unavailable,
+        AccountChange, Accounts, Clock, Commit, CustomerRecord, CustomerStanding, Heard, Hints, MeterErrors, Postpone,
+        Quarantine, Quarantined, Recounts, StripeError, StripeState, Unavailable,
     },
     records::{self, Nameless},
 };
+
+pub use listener::Listener;
 
 /// How often a lost race starts again before the hint is put back.
 const MAX_RACES: usize = 5;
@@ -42,8 +46,10 @@ pub struct Sync<P, A, Q, R, K, M, C> {
     pub recounts: R,
     /// Where claims go that cannot be granted.
     pub quarantine: K,
-    /// Where Stripe's word of rejected usage is kept for the reporter.
+    /// Where Stripe's word of rejected usage is kept for the reporter, and when Stripe was heard of for the sweeper.
     pub meter_errors: M,
+    /// When that was noted last.
+    pub listener: Listener,
     /// The clock fetches are dated by.
     pub clock: C,
     /// What is sold.
@@ -118,7 +124,7 @@ where
     Q: Hints + Postpone,
     R: Recounts,
     K: Quarantine,
-    M: MeterErrors,
+    M: MeterErrors + Heard,
     C: Clock,
 {
     /// Handles a batch; each hint has an outcome of its own. What is not reached by `stop_at_ms` comes again at once.
@@ -149,6 +155,7 @@ where
             };
             line.maybe("message_id", record.message_id.as_deref()).write(&self.clock);
         }
+        self.listener.listen(&event, &self.meter_errors, &self.clock, self.mode).await;
         for record in &again {
             self.back_off(record).await;
         }

@@ -2,7 +2,7 @@
 
 use aws_lambda_events::sqs::SqsEvent;
 use lambda_runtime::{Error, LambdaEvent, run, service_fn};
-use sync::Sync;
+use sync::{Listener, Sync};
 use tokentill::{
     clock::SystemClock,
     config,
@@ -34,6 +34,7 @@ async fn main() -> Result<(), Error> {
         recounts,
         quarantine: store.clone(),
         meter_errors: store,
+        listener: Listener::default(),
         clock: SystemClock,
         prices: PriceList::shipped()?,
         mode: env.stripe_mode(),

@@ -1,6 +1,12 @@
 //! Faults on demand: the n-th call of a port loses its request or its reply, crashes, or something happens meanwhile.
 
-use std::{cell::RefCell, collections::BTreeMap, future::Future, rc::Rc, time::Duration};
+use std::{
+    cell::RefCell,
+    collections::{BTreeMap, BTreeSet},
+    future::Future,
+    rc::Rc,
+    time::Duration,
+};
 
 use futures_util::{FutureExt, future::LocalBoxFuture};
 use tokentill::{
@@ -13,9 +19,9 @@ use tokentill::{
         time::{EpochSecs, UtcDay},
     },
     ports::{
-        AccountChange, Accounts, Books, Commit, CustomerRecord, DueAccounts, Ledger, MeterErrors, Parked, ParkedPlace,
-        Quarantine, QuarantineEntries, QuarantineEntry, Quarantined, ReporterMemory, ReporterState, Touched, Unavailable,
-        Written,
+        AccountBatches, AccountChange, Accounts, Books, Commit, CustomerRecord, DueAccounts, Heard, Ledger, MeterErrors, Parked,
+        ParkedPlace, Quarantine, QuarantineEntries, QuarantineEntry, Quarantined, Readable, ReporterMemory, ReporterState,
+        SweeperMemory, SweeperState, Touched, Unavailable, Written,
     },
 };
 
@@ -292,6 +298,43 @@ impl<P: ReporterState> ReporterState for Faulty<P> {
 
     async fn table_ids(&self) -> Result<Vec<String>, Unavailable> {
         self.call("table_ids", self.port.table_ids()).await
+    }
+}
+
+impl<P: Heard> Heard for Faulty<P> {
+    async fn note_heard(&self, at: EpochSecs) -> Result<(), Unavailable> {
+        self.call("note_heard", self.port.note_heard(at)).await
+    }
+}
+
+impl<P: SweeperState> SweeperState for Faulty<P> {
+    async fn sweeper_memory(&self) -> Result<SweeperMemory, Unavailable> {
+        self.call("sweeper_memory", self.port.sweeper_memory()).await
+    }
+
+    async fn remember_sweep(&self, memory: &mut SweeperMemory) -> Result<Commit, Unavailable> {
+        self.call("remember_sweep", self.port.remember_sweep(memory)).await
+    }
+
+    async fn heard_at(&self) -> Result<Option<EpochSecs>, Unavailable> {
+        self.call("heard_at", self.port.heard_at()).await
+    }
+}
+
+impl<P: AccountBatches> AccountBatches for Faulty<P> {
+    async fn processed(&self, events: &BTreeSet<EventId>) -> Result<BTreeSet<EventId>, Unavailable> {
+        self.call("processed", self.port.processed(events)).await
+    }
+
+    async fn customers(
+        &self,
+        customers: &BTreeSet<CustomerId>,
+    ) -> Result<BTreeMap<CustomerId, Readable<CustomerRecord>>, Unavailable> {
+        self.call("customers", self.port.customers(customers)).await
+    }
+
+    async fn accounts(&self, users: &BTreeSet<UserId>) -> Result<BTreeMap<UserId, Readable<Account>>, Unavailable> {
+        self.call("accounts", self.port.accounts(users)).await
     }
 }
 

@@ -357,7 +357,7 @@ fn secrets_are_read_only_where_they_are_needed() {
     }
     let expected = BTreeMap::from([
         ("${ServiceTokensParameter}", vec!["access"]),
-        ("${StripeKeyParameter}", vec!["access", "reporter", "sync"]),
+        ("${StripeKeyParameter}", vec!["access", "reporter", "sweeper", "sync"]),
         ("${WebhookSecretsParameter}", vec!["webhook"]),
     ]);
     assert_eq!(readers, expected, "a new reader of a secret has to be wanted: change this test with the reason in the commit");

@@ -17,6 +17,7 @@ mod guarantees;
 mod load;
 mod logs;
 mod openapi;
+mod repair;
 mod reporter;
 mod samples;
 mod schema;

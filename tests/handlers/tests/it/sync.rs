@@ -3,7 +3,7 @@
 use expect_test::expect;
 use handlers::{Fault, Faulty, Queue, RecountQueue, StripeTruth, TestClock, World};
 use serde_json::{Value, json};
-use sync::{Again, Outcome, Sync};
+use sync::{Again, Listener, Outcome, Sync};
 use tokentill::{
     config::StripeMode,
     domain::{
@@ -24,14 +24,14 @@ use crate::samples::{
 
 const SINCE: &str = "2026-11-10T00:00:00Z";
 
-type Function = Sync<StripeTruth, Faulty<Store>, Queue, RecountQueue, Faulty<Store>, Faulty<Store>, TestClock>;
+pub(crate) type Function = Sync<StripeTruth, Faulty<Store>, Queue, RecountQueue, Faulty<Store>, Faulty<Store>, TestClock>;
 
 struct Bench {
     world: World,
     sync: Function,
 }
 
-fn function(world: &World) -> Function {
+pub(crate) fn function(world: &World) -> Function {
     Sync {
         stripe: world.stripe.clone(),
         accounts: world.store_of("sync"),
@@ -39,6 +39,7 @@ fn function(world: &World) -> Function {
         recounts: world.recounts.clone(),
         quarantine: world.store_of("sync"),
         meter_errors: world.store_of("sync"),
+        listener: Listener::default(),
         clock: world.clock.clone(),
         prices: PriceList::shipped().unwrap(),
         mode: StripeMode::Test,
