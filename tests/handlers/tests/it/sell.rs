@@ -271,6 +271,7 @@ impl Bench {
             meter_errors: store,
             clock: self.world.clock.clone(),
             prices: PriceList::shipped().unwrap(),
+            listener: sync::Listener::default(),
             mode: StripeMode::Test,
         };
         for (at, hint) in self.world.queue.hints().into_iter().enumerate() {
