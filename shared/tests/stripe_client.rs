@@ -12,18 +12,21 @@ use serde_json::{Value, json};
 use stripe_client_core::{IdempotencyKey, RequestBuilder, RequestStrategy, StripeMethod};
 use tokentill::{
     domain::{
+        envelope,
         facts::{LatestInvoice, PausedBy, Status},
+        hint::SNAPSHOT_EVENTS,
         id::{CheckoutSessionId, CustomerId, InvoiceId, PlanId, PriceId, SubscriptionId, UserId},
         notice::Payment,
         period::Cycle,
         price_list::Interval,
+        repair::{Endpoint, EndpointProblem, InvoiceStanding, ListedInvoice, endpoint_problem},
         report::MeterReport,
         selling::{Buyer, CheckoutSession, HeldSubscription, Link, Offer, OfferItem, OpenSession, ReturnUrl},
         time::EpochSecs,
     },
     ports::{
-        CheckoutSessions as _, Delivered, MeterSink as _, MeterSummaries as _, Payments as _, Portal as _, Sales as _,
-        StripeError, StripeState as _,
+        CheckoutSessions as _, Delivered, EventList, EventWindow, MeterSink as _, MeterSummaries as _, Payments as _,
+        Portal as _, Sales as _, StripeError, StripeLists as _, StripePage, StripeState as _,
     },
     stripe::{FixedKey, KeySource, Limits, SecretKey, Stripe, StripeClient},
 };
@@ -1242,6 +1245,94 @@ async fn a_buyer_has_its_subscriptions_and_the_open_sessions_that_lead_to_one() 
 }
 
 // ---------------------------------------------------------------------------------------------------------------------------
+// Lists of everybody
+// ---------------------------------------------------------------------------------------------------------------------------
+
+fn window(list: EventList, after: Option<&str>) -> EventWindow {
+    let (from, until) = (EpochSecs::new(1_000), EpochSecs::new(2_000));
+    EventWindow { from, until, list, after: after.map(str::to_owned) }
+}
+
+#[tokio::test]
+async fn events_are_asked_for_by_their_window_and_come_as_they_are() {
+    let event = json!({ "id": "evt_1", "object": "event", "type": "invoice.paid", "created": 1_500, "livemode": false,
+                        "data": { "object": { "id": "in_1", "object": "invoice", "customer": "cus_ada", "total": -1.5e3 } } });
+    let body = event.clone();
+    let server = Server::start(move |_, _| ok(&json!({ "object": "list", "data": [body, { "id": "evt_0" }], "has_more": true })));
+    let stripe = server.stripe();
+    for (list, after) in
+        [(EventList::Undelivered, Some("evt_9")), (EventList::AllOfFirstTypes, None), (EventList::AllOfOtherTypes, None)]
+    {
+        let page = stripe.events(&window(list, after)).await.unwrap();
+        assert_eq!(page.next.as_deref(), Some("evt_0"));
+        let hint = envelope::read(page.data[0].as_bytes(), EpochSecs::new(0), false).unwrap();
+        let expected = envelope::read(event.to_string().as_bytes(), EpochSecs::new(0), false).unwrap();
+        assert_eq!(hint, expected);
+        assert!(envelope::read(page.data[1].as_bytes(), EpochSecs::new(0), false).is_err());
+    }
+    let asked = server.received();
+    assert_eq!(
+        asked[0].query,
+        "created[gte]=1000&created[lte]=2000&delivery_success=true&limit=100&starting_after=evt_9".replace("true", "false")
+    );
+    let types = |query: &str| {
+        query.split('&').filter_map(|field| Some(field.split_once("types[")?.1.split_once('=')?.1.to_owned())).collect::<Vec<_>>()
+    };
+    let (first, others) = (types(&asked[1].query), types(&asked[2].query));
+    assert!(first.len() == 20 && !asked[1].query.contains("delivery_success"), "{}", asked[1].query);
+    assert_eq!([first, others].concat(), SNAPSHOT_EVENTS);
+    let nameless = Server::start(|_, _| ok(&json!({ "data": [{ "object": "event" }], "has_more": true })));
+    let error = nameless.stripe().events(&window(EventList::Undelivered, None)).await.unwrap_err().to_string();
+    assert!(error.contains("/v1/events: a page leads nowhere"), "{error}");
+}
+
+#[tokio::test]
+async fn all_subscriptions_are_read_each_on_its_own() {
+    let mut expanded = subscription();
+    expanded["latest_invoice"] = invoice();
+    expanded["canceled_at"] = 1_795_500_000.into();
+    let mut broken = subscription();
+    broken["id"] = "sub_odd".into();
+    broken.as_object_mut().unwrap().remove("status");
+    let mut strange = subscription();
+    strange["id"] = "sub_strange".into();
+    strange["created"] = "yesterday".into();
+    let data = json!([expanded, broken, strange, subscription()]);
+    let server = Server::start(move |_, _| ok(&json!({ "data": data, "has_more": false })));
+    let page = server.stripe().all_subscriptions(Some("sub_9")).await.unwrap();
+    assert_eq!(server.received()[0].query, "expand[0]=data.latest_invoice&limit=100&starting_after=sub_9&status=all");
+    assert_eq!(page.next, None);
+    let [Ok(first), Err(broken), Err(strange), Ok(last)] = &page.data[..] else { panic!("{page:?}") };
+    assert_eq!((first.customer.as_str(), first.facts.id.as_str(), &first.facts.status), ("cus_ada", "sub_ada", &Status::PastDue));
+    let overdue = ListedInvoice { id: InvoiceId::new("in_2").unwrap(), standing: InvoiceStanding::Overdue };
+    assert_eq!((first.invoice.as_ref(), first.changed_at), (Some(&overdue), EpochSecs::new(1_795_500_000)));
+    assert_eq!((last.invoice.as_ref(), last.changed_at), (None, EpochSecs::new(1_793_534_401)), "of an id nothing more is known");
+    assert!(broken.contains("subscription sub_odd has no status"), "{broken}");
+    assert!(strange.contains("sub_strange has a field"), "{strange}");
+}
+
+#[tokio::test]
+async fn an_invoice_stands_as_its_status_and_its_attempts_say() {
+    for (status, attempts, expected) in [
+        ("open", 1, InvoiceStanding::Overdue),
+        ("open", 0, InvoiceStanding::Other),
+        ("draft", 1, InvoiceStanding::Other),
+        ("paid", 1, InvoiceStanding::Settled),
+        ("void", 0, InvoiceStanding::Settled),
+        ("uncollectible", 3, InvoiceStanding::Settled),
+        ("from_the_future", 1, InvoiceStanding::Other),
+    ] {
+        let mut expanded = subscription();
+        expanded["latest_invoice"] =
+            json!({ "id": "in_2", "status": status, "attempt_count": attempts, "attempted": attempts > 0 });
+        let server = Server::start(move |_, _| ok(&list(json!([expanded]))));
+        let page = server.stripe().all_subscriptions(None).await.unwrap();
+        let standing = page.data[0].as_ref().unwrap().invoice.as_ref().unwrap().standing;
+        assert_eq!(standing, expected, "{status} {attempts}");
+    }
+}
+
+// ---------------------------------------------------------------------------------------------------------------------------
 // The sandbox
 // ---------------------------------------------------------------------------------------------------------------------------
 
@@ -1319,6 +1410,66 @@ async fn a_customer_of_the_sandbox_is_read_and_reported_to() {
     assert_eq!(stripe.send(&report).await, Ok(Delivered::Before));
     let too_old = MeterReport { minute: EpochSecs::new(start).plus_days(-36), identifier: "rep_other".to_owned(), ..report };
     assert!(matches!(stripe.send(&too_old).await, Err(StripeError::Refused { status: 400, .. })));
+    sandbox.shutdown().await;
+}
+
+#[tokio::test]
+async fn the_sandbox_lists_what_it_did_not_deliver_who_subscribes_and_where_it_delivers_to() {
+    let sandbox = stripe_sandbox::Sandbox::start(0).await.unwrap();
+    let client = StripeClient::new(Some(&sandbox.url()), FixedKey(SecretKey::new(KEY).unwrap())).unwrap().with_limits(quick());
+    control(sandbox.url(), "/_sandbox/delivery".to_owned(), "mode=drop").await;
+    let events: Vec<Value> = SNAPSHOT_EVENTS.iter().map(|event| json!(event)).collect();
+    let version = Stripe::new(StripeClient::new(None, FixedKey(SecretKey::new(KEY).unwrap())).unwrap()).api_version();
+    let endpoint = json!({ "url": "http://127.0.0.1:9/webhooks/stripe", "enabled_events": events, "api_version": version });
+    let endpoint = made(&client, "/v1/webhook_endpoints", endpoint).await;
+    let product = made(&client, "/v1/products", json!({ "name": "Pro" })).await;
+    let price = json!({ "product": product, "currency": "eur", "unit_amount": 2000, "lookup_key": "pro_base", "recurring": { "interval": "month" } });
+    let price = made(&client, "/v1/prices", price).await;
+    let clock = made(&client, "/v1/test_helpers/test_clocks", json!({ "frozen_time": 1_800_000_000 })).await;
+    let mut subscriptions = Vec::new();
+    for customer in [json!({ "metadata": { "user_id": "ada" } }), json!({ "test_clock": clock }), json!({ "name": "Nobody" })] {
+        let customer = made(&client, "/v1/customers", customer).await;
+        let subscription =
+            json!({ "customer": customer, "items": [{ "price": price }], "payment_behavior": "default_incomplete" });
+        subscriptions.push((customer, made(&client, "/v1/subscriptions", subscription).await));
+    }
+    let stripe = Stripe::new(client);
+
+    let StripePage { data, next } = stripe.all_subscriptions(None).await.unwrap();
+    let listed: Vec<_> = data.iter().map(|listed| listed.as_ref().unwrap()).collect();
+    let ids: Vec<_> = listed.iter().map(|listed| (listed.customer.to_string(), listed.facts.id.to_string())).collect();
+    assert_eq!(
+        (ids, next),
+        (vec![subscriptions[2].clone(), subscriptions[0].clone()], None),
+        "those on test clocks are left out"
+    );
+    assert_eq!((&listed[0].facts.status, listed[0].invoice.is_some()), (&Status::Incomplete, true));
+    let gone = stripe.all_subscriptions(Some("sub_gone")).await;
+    assert!(matches!(gone, Err(StripeError::NotFound { .. })), "{gone:?}");
+
+    let whenever = |list| EventWindow { from: EpochSecs::new(0), until: EpochSecs::new(4_000_000_000), list, after: None };
+    let kinds = async |list| {
+        let page = stripe.events(&whenever(list)).await.unwrap();
+        let kind = |event: &String| envelope::read(event.as_bytes(), EpochSecs::new(0), false).unwrap().kind;
+        page.data.iter().map(kind).collect::<Vec<_>>()
+    };
+    let undelivered = kinds(EventList::Undelivered).await;
+    assert_eq!(undelivered.iter().filter(|kind| *kind == "customer.subscription.created").count(), 3, "{undelivered:?}");
+    let all = kinds(EventList::AllOfFirstTypes).await;
+    assert!(all.iter().all(|kind| SNAPSHOT_EVENTS[..20].contains(&kind.as_str())), "{all:?}");
+    assert_eq!(kinds(EventList::AllOfOtherTypes).await, Vec::<String>::new());
+    let gone = stripe.events(&EventWindow { after: Some("evt_gone".to_owned()), ..whenever(EventList::Undelivered) }).await;
+    assert!(matches!(gone, Err(StripeError::NotFound { .. })), "{gone:?}");
+
+    let problem = async || {
+        let endpoints: Vec<Endpoint> = stripe.endpoints().await.unwrap();
+        endpoint_problem("http://127.0.0.1:9/webhooks/stripe", &endpoints, version, &SNAPSHOT_EVENTS)
+    };
+    assert_eq!(problem().await, None);
+    let off =
+        RequestBuilder::new(StripeMethod::Post, format!("/webhook_endpoints/{endpoint}")).form(&json!({ "disabled": true }));
+    stripe.client().send("/v1/webhook_endpoints/{id}", off.customize::<miniserde::json::Value>()).await.unwrap();
+    assert_eq!(problem().await, Some(EndpointProblem::Disabled(endpoint)));
     sandbox.shutdown().await;
 }
 

@@ -23,8 +23,9 @@ use tokentill::{
     },
     log::{self, Line},
     ports::{
-        AccountChange, Accounts, Commit, CustomerRecord, CustomerStanding, Heard, Hints, MeterErrors, PaymentFacts, PaymentNotices,
-        Payments, Postpone, Processed, Quarantine, Quarantined, Recounts, StripeError, StripeState, Timer, Told, Unavailable,
+        AccountChange, Accounts, Commit, CustomerRecord, CustomerStanding, Heard, Hints, MeterErrors, PaymentFacts,
+        PaymentNotices, Payments, Postpone, Processed, Quarantine, Quarantined, Recounts, StripeError, StripeState, Timer, Told,
+        Unavailable,
     },
     records::{self, Nameless},
 };

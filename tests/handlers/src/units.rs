@@ -66,7 +66,7 @@ impl Units {
         self.spent.values().sum()
     }
 
-    /// All read units. Each answer is taken to be of at most 4 KB.
+    /// All read units. Each answer, and each item of a batch, is taken to be of at most 4 KB.
     #[must_use]
     pub fn reads_in_all(&self) -> f64 {
         f64::from(self.half_reads) / 2.0
@@ -81,6 +81,11 @@ impl Units {
 
     /// Counts a request's reads.
     pub(crate) fn read(&mut self, operation: &str, body: &Value) {
+        if operation == "BatchGetItem" {
+            let tables = body["RequestItems"].as_object().into_iter().flatten();
+            let keys = tables.filter_map(|(_, wanted)| wanted["Keys"].as_array()).map(Vec::len).sum::<usize>();
+            self.half_reads += u32::try_from(keys).unwrap_or(u32::MAX);
+        }
         if matches!(operation, "GetItem" | "Query") {
             self.half_reads += if body["ConsistentRead"] == true { 2 } else { 1 };
         }

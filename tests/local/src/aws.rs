@@ -205,6 +205,18 @@ impl Aws {
         Ok(())
     }
 
+    /// Gives a function's variable another value.
+    pub(crate) async fn set_variable(&self, function: &str, variable: &str, value: &str) -> Result<()> {
+        let path = format!("/2015-03-31/functions/{function}/configuration");
+        let present: Value = self.request("lambda", Method::GET, &path).send().await?.error_for_status()?.json().await?;
+        let mut variables = present.pointer("/Environment/Variables").and_then(Value::as_object).cloned().unwrap_or_default();
+        variables.insert(variable.to_owned(), value.into());
+        let body = json!({"Environment": {"Variables": variables}});
+        let request = self.request("lambda", Method::PUT, &path).json(&body);
+        request.send().await?.error_for_status().with_context(|| format!("{function} cannot be given {variable}"))?;
+        Ok(())
+    }
+
     /// A stack's outputs by name.
     pub(crate) async fn outputs(&self, stack: &str) -> Result<BTreeMap<String, String>> {
         let text = self.form("cloudformation", "2010-05-15", "DescribeStacks", &[("StackName", stack)]).await?;

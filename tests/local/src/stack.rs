@@ -164,6 +164,8 @@ impl Stack {
         let output = |name: &str| outputs.get(name).cloned().with_context(|| format!("template.yaml has no output {name}"));
         let api_url = format!("{}/_aws/execute-api/{}", aws.url(), output("ApiId")?);
         let webhook_url = format!("{api_url}/webhooks/stripe");
+        // The address is only known now: this AWS serves the API under a path of its own.
+        aws.set_variable(&format!("{STACK}-sweeper"), "TOKENTILL_WEBHOOK_URL", &webhook_url).await?;
         let webhook_secret = account.webhook(&webhook_url, forwarded_secret, sandbox.is_some()).await?;
         if sandbox.is_some() {
             let thin = stripe.register_thin(&webhook_url).await?;

@@ -231,6 +231,33 @@ impl Work<'_> {
         let notices = self.stack.aws().scan(&self.stack.table("outbox")?).await?;
         let told = notices.iter().any(|notice| notice["user_id"] == user.as_str() && notice["kind"] == "subscription.ended");
         ensure!(told, "the end was not announced");
+        self.repairs().await
+    }
+
+    /// What the sweeper does about what Stripe never told: with all grants there is nothing left of it.
+    async fn repairs(&self) -> Result<()> {
+        let stripe = self.stack.stripe();
+        let (control, name) = (self.stack.table("control")?, json!({"name": {"S": "sweeper"}}));
+        // An event of yesterday, which is not delivered; the subscriptions of the works before are compared.
+        stripe.post("/_sandbox/settings", &[("events_created", "clock")]).await?;
+        let yesterday = (now().as_second() - 86_400).to_string();
+        let clock = id_of(&stripe.post("/v1/test_helpers/test_clocks", &[("frozen_time", &yesterday)]).await?)?;
+        let user = unique("user");
+        let fields = [("metadata[user_id]", user.as_str()), ("test_clock", clock.as_str())];
+        let customer = id_of(&stripe.post("/v1/customers", &fields).await?)?;
+        stripe.post(&format!("/v1/customers/{customer}"), &[("description", "changed")]).await?;
+        stripe.post("/_sandbox/settings", &[("events_created", "real")]).await?;
+        // As if it had never run: everything is due.
+        let forget = json!({"TableName": control, "Key": name});
+        self.aws("dynamodb", "DynamoDB_20120810.DeleteItem", &forget).await?;
+        let moment = Timestamp::from_second(now().as_second())?.to_string();
+        let invoked = self.stack.aws().invoke(&self.stack.function("sweeper")?, &json!({"time": moment})).await?;
+        ensure!(!invoked.failed, "the sweeper failed: {}", invoked.payload);
+        let memory = self.stack.aws().item(&control, &[("name", "sweeper")]).await?.context("it keeps nothing in mind")?;
+        ensure!(memory["compared_on"].is_string() && memory["live_subscriptions"].as_u64() > Some(0), "not compared: {memory}");
+        ensure!(memory["events_through"].is_i64(), "events were not looked through: {memory}");
+        ensure!(memory["events_queued"].as_array().is_some_and(|events| !events.is_empty()), "nothing was queued: {memory}");
+        ensure!(memory["endpoint_told"].is_null(), "the endpoint is not in order: {memory}");
         Ok(())
     }
 

@@ -1,21 +1,29 @@
 //! The usage function under great load: a hot user, many users at once, a full batch. What a partition key takes is counted and
 //! limited on the wire, and transactions meet each other there, since the embedded engine does neither.
 
-use std::{collections::BTreeMap, process::Command, time::Instant};
+use std::{
+    collections::{BTreeMap, HashMap},
+    process::Command,
+    time::Instant,
+};
 
 use aws_lambda_events::sqs::SqsEvent;
-use handlers::{Accidents, PartitionKey, Units, WireFault, World};
+use aws_sdk_dynamodb::types::{AttributeValue, PutRequest, WriteRequest};
+use handlers::{Accidents, Lists, PartitionKey, Units, WireFault, World};
 use serde_json::{Value, json};
+use sweeper::{repair::Invocation, sweep};
 use tokentill::{
     domain::{
         counting::TIME_SHARDS,
-        id::{MeterId, composite_key, shard_of},
+        facts::Status,
+        id::{MeterId, SubscriptionId, composite_key, shard_of},
     },
-    ports::{Clock, Tallies},
+    ports::{Clock, SweeperMemory, SweeperState as _, Tallies},
 };
 
 use crate::{
-    samples::{commit, sqs_event, subscriber, user},
+    repair,
+    samples::{commit, customer, overdue, sqs_event, subscriber, user},
     usage::{function, several, with},
 };
 
@@ -127,8 +135,8 @@ async fn ten_thousand_users_at_once_fit_the_limit_of_every_key() {
     }
 }
 
-fn text(value: &str) -> aws_sdk_dynamodb::types::AttributeValue {
-    aws_sdk_dynamodb::types::AttributeValue::S(value.to_owned())
+fn text(value: &str) -> AttributeValue {
+    AttributeValue::S(value.to_owned())
 }
 
 /// JSON in DynamoDB's own form.
@@ -315,4 +323,101 @@ async fn stream(world: &World, total: usize, users: usize, what: &str) {
             next_print = handled * 2;
         }
     }
+}
+
+// ---- A sweep over very many accounts ----
+
+/// So many accounts.
+const ACCOUNTS: usize = 100_000;
+/// So many of them are compared. With all of them it is five times as many calls, and the test takes minutes.
+const COMPARED: usize = 20_000;
+/// So many of them are due.
+const DUE: usize = 100;
+
+/// Puts items by 25, many requests at a time.
+async fn fill(world: &World, table: &str, items: usize, item: impl Fn(usize) -> HashMap<String, AttributeValue>) {
+    let name = format!("tokentill-{table}");
+    let put = async |begin: usize| {
+        let requests = (begin..items.min(begin + 25)).map(|n| {
+            let put = PutRequest::builder().set_item(Some(item(n))).build().unwrap();
+            WriteRequest::builder().put_request(put).build()
+        });
+        let sent = world.client.batch_write_item().request_items(&name, requests.collect()).send().await.unwrap();
+        assert!(sent.unprocessed_items.unwrap_or_default().is_empty());
+    };
+    let all = futures_util::stream::iter((0..items).step_by(25));
+    futures_util::StreamExt::for_each_concurrent(all, 16, put).await;
+}
+
+#[tokio::test]
+async fn a_sweep_over_a_hundred_thousand_accounts_reads_what_is_due_and_a_comparison_a_hundred_at_a_time() {
+    let world = World::start().await;
+    let facts = subscriber("cus_000000", "user_000000", "2026-11-10T00:00:00Z");
+    world.clock.set("2026-11-15T12:00:00Z");
+    commit(&world, "user_000000", &overdue(facts.clone(), "in_1", "2026-11-15T11:00:00Z")).await;
+    let text = |text: String| AttributeValue::S(text);
+    let due = world.backup("accounts").await.remove(0);
+    world.clock.set("2026-11-15T12:00:01Z");
+    commit(&world, "user_000000", &facts).await;
+    let (paid, record) = (world.backup("accounts").await.remove(0), world.backup("customers").await.remove(0));
+    assert!(due.contains_key("due_at") && !paid.contains_key("due_at"));
+    fill(&world, "accounts", ACCOUNTS, |n| {
+        let mut account = if n < DUE { due.clone() } else { paid.clone() };
+        account.insert("user_id".to_owned(), text(format!("user_{n:06}")));
+        account.insert("customer_id".to_owned(), text(format!("cus_{n:06}")));
+        let Some(AttributeValue::M(subscription)) = account.get_mut("subscription") else { panic!("it has a subscription") };
+        subscription.insert("id".to_owned(), text(format!("sub_{n:06}")));
+        account
+    })
+    .await;
+    fill(&world, "customers", COMPARED, |n| {
+        let mut record = record.clone();
+        record.insert("user_id".to_owned(), text(format!("user_{n:06}")));
+        record.insert("customer_id".to_owned(), text(format!("cus_{n:06}")));
+        record
+    })
+    .await;
+    let lists = Lists::new(repair::URL);
+    for n in 0..COMPARED {
+        let mut listed = repair::listed(&facts);
+        listed.customer = customer(&format!("cus_{n:06}"));
+        if n < DUE {
+            listed.facts.status = Status::PastDue;
+        }
+        listed.facts.id = SubscriptionId::new(format!("sub_{n:06}")).unwrap();
+        listed.facts.user_id = None;
+        lists.add_subscription(Ok(listed));
+    }
+
+    // An hour: what is due, and a look at Stripe that finds nothing.
+    world.clock.set("2026-11-18T12:00:00Z");
+    let (sweeper, repair) = (crate::sweeper::function(&world), repair::function(&world, &lists));
+    let calls = |operation: &str| world.wire.calls(operation);
+    let before = ["Query", "GetItem", "BatchGetItem", "Scan"].map(calls);
+    let mut compared = SweeperMemory { compared_on: Some(world.clock.now().day()), ..SweeperMemory::default() };
+    world.store().remember_sweep(&mut compared).await.unwrap();
+    world.wire.load(None);
+    let invocation = repair::invocation(&world, "inv_hour");
+    let (run, repaired) = sweep(&sweeper, &repair, world.clock.now(), &invocation).await.unwrap();
+    assert_eq!((run.due, run.notices, repaired.failed), (DUE as u64, DUE as u64, 0));
+    let after = ["Query", "GetItem", "BatchGetItem", "Scan"].map(calls);
+    let read: Vec<usize> = after.iter().zip(before).map(|(after, before)| after - before).collect();
+    let units = world.wire.counted().0.reads_in_all();
+    println!("an hour: {read:?} queries, gets, batches, scans; {units} read units");
+    assert_eq!((read[0], read[2], read[3]), (16, 0, 0), "one query for each shard of the index, and no scan");
+    assert!(read[1] <= DUE + 10 && units <= 150.0, "{read:?} {units}");
+
+    // A day: every subscription once, a hundred at a time.
+    world.clock.set("2026-11-19T00:00:00Z");
+    let before = (lists.faults.calls("all_subscriptions"), calls("BatchGetItem"), world.wire.counted().0.reads_in_all());
+    let all_day = Invocation { stop_at_ms: i64::MAX, ..repair::invocation(&world, "inv_day") };
+    let repaired = repair.run(world.clock.now(), &all_day).await;
+    assert_eq!((repaired.compared, repaired.failed), (COMPARED as u64, 0), "{repaired:?}");
+    let batches = calls("BatchGetItem") - before.1;
+    let units = world.wire.counted().0.reads_in_all() - before.2;
+    println!("a day: {batches} batches, {units} read units, {} differences", repaired.differences);
+    assert_eq!((lists.faults.calls("all_subscriptions") - before.0, batches), (COMPARED / 100, 2 * COMPARED / 100));
+    assert_eq!(calls("Scan"), after[3]);
+    assert_eq!(repaired.differences, 0);
+    assert!(units <= 1.01 * COMPARED as f64, "half a unit for a customer and half a unit for an account: {units}");
 }

@@ -272,6 +272,7 @@ impl Bench {
             listener: sync::Listener::default(),
             clock: self.world.clock.clone().moving_by_itself(),
             prices: PriceList::shipped().unwrap(),
+            listener: sync::Listener::default(),
             mode: StripeMode::Test,
         };
         for (at, hint) in self.world.queue.hints().into_iter().enumerate() {
