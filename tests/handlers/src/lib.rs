@@ -11,6 +11,7 @@
 mod clock;
 mod engine;
 mod faults;
+mod mail;
 mod meters;
 mod queue;
 mod secrets;
@@ -23,6 +24,7 @@ mod world;
 pub use clock::TestClock;
 pub use engine::Engine;
 pub use faults::{Fault, Faults, Faulty};
+pub use mail::{Addresses, EventLog, Letterbox};
 pub use meters::Meters;
 pub use queue::{Queue, RecountQueue};
 pub use secrets::TestSecret;

@@ -16,6 +16,7 @@ mod cost;
 mod guarantees;
 mod load;
 mod logs;
+mod notifier;
 mod openapi;
 mod reporter;
 mod samples;
