@@ -121,7 +121,9 @@ fn a_body_loads_nothing_and_fits_every_screen() {
         for remote in ["<img", "<link", "<script", "@import", "url("] {
             assert!(!html.contains(remote), "{kind:?} loads {remote}");
         }
-        for needed in ["lang=\"en\"", "color-scheme", "prefers-color-scheme: dark", "name=\"viewport\"", "<main", "<h1>", "<title>"] {
+        for needed in
+            ["lang=\"en\"", "color-scheme", "prefers-color-scheme: dark", "name=\"viewport\"", "<main", "<h1>", "<title>"]
+        {
             assert!(html.contains(needed), "{kind:?} lacks {needed}");
         }
         // Mail services cut a body at about 100 KB.
