@@ -2,12 +2,16 @@
 //!
 //! **Invariant:** access does not depend on it. It tells what has happened; `access` knows it already (G7).
 
+mod outbox;
 pub mod repair;
 
 use tokentill::{
     domain::{id::UserId, notice, price_list::PriceList, time::EpochSecs},
     log::Line,
-    ports::{AccountBatches, AccountChange, Accounts, Clock, Commit, DueAccounts, Hints, StripeLists, SweeperState, Unavailable},
+    ports::{
+        AccountBatches, AccountChange, Accounts, Clock, Commit, DueAccounts, Hints, PendingNotices, StripeLists, SweeperState,
+        Unavailable,
+    },
 };
 
 use repair::{Invocation, Repair, Repaired};
@@ -23,7 +27,7 @@ pub async fn sweep<A, C, L, S, Q>(
     invocation: &Invocation,
 ) -> Result<(Run, Repaired), Unavailable>
 where
-    A: Accounts + DueAccounts,
+    A: Accounts + DueAccounts + PendingNotices,
     C: Clock,
     L: StripeLists,
     S: AccountBatches + SweeperState,
@@ -59,9 +63,13 @@ pub struct Run {
     pub lost_races: u64,
     /// Accounts that failed; they are due again.
     pub failed: u64,
+    /// Notices that were not delivered yet, and were handed to the notifier once more.
+    pub woken: u64,
+    /// Those of them that have waited for longer than an hour.
+    pub stuck: u64,
 }
 
-impl<A: Accounts + DueAccounts, C: Clock> Sweeper<A, C> {
+impl<A: Accounts + DueAccounts + PendingNotices, C: Clock> Sweeper<A, C> {
     /// Announces everything that is due at `now`. Running it twice, late or side by side announces nothing twice.
     ///
     /// # Errors
@@ -80,6 +88,10 @@ impl<A: Accounts + DueAccounts, C: Clock> Sweeper<A, C> {
                 }
             }
         }
+        if let Err(error) = outbox::wake(&self.accounts, now, &mut run).await {
+            run.failed = run.failed.saturating_add(1);
+            first_error.get_or_insert(error.to_string());
+        }
         Line::new("sweeper", "run finished")
             .field("due", run.due)
             .field("notices", run.notices)
@@ -87,7 +99,9 @@ impl<A: Accounts + DueAccounts, C: Clock> Sweeper<A, C> {
             .maybe("error", first_error)
             .count("SweeperRuns", 1)
             .field("failed", run.failed)
-            .count("NeedsAttention", run.failed)
+            .field("woken", run.woken)
+            .field("stuck", run.stuck)
+            .count("NeedsAttention", run.failed.saturating_add(run.stuck))
             .write(&self.clock);
         Ok(run)
     }

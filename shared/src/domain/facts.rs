@@ -253,7 +253,7 @@ impl Status {
     }
 
     /// Which of a customer's subscriptions counts: the lowest rank, and among equals the newest.
-    fn rank(&self) -> u8 {
+    pub(super) fn rank(&self) -> u8 {
         match self {
             Self::Active => 0,
             Self::Trialing => 1,

@@ -161,6 +161,7 @@ pub fn differs(known: Known<'_>, listed: &ListedSubscription, prices: &PriceList
         None => (!matches!(facts.status, Status::Other(_))).then_some(Difference::OtherSubscription),
         Some(stored) if stored.id != facts.id => other_subscription(stored, facts),
         Some(_) if facts.user_id.as_ref().is_some_and(|named| named != user) => Some(Difference::OtherUser),
+        Some(_) if account.paused_by != sync::paused_by(Some(account), Some(facts)) => Some(Difference::Status),
         Some(stored) => same_subscription(stored, facts, prices).or_else(|| invoice(account, listed)),
     }
 }
@@ -168,7 +169,9 @@ pub fn differs(known: Known<'_>, listed: &ListedSubscription, prices: &PriceList
 /// Whether the other one should count. When the stored one was made is not stored: between equals the newer one counts, and one
 /// that is newer than the fetch was found already.
 fn other_subscription(stored: &Subscription, facts: &SubscriptionFacts) -> Option<Difference> {
-    if facts.status.rank() < stored.status.rank() {
+    // One of a status newer than we know, and of which no other is known, does not count.
+    let counts = !matches!(facts.status, Status::Other(_));
+    if counts && facts.status.rank() < stored.status.rank() {
         return Some(Difference::OtherSubscription);
     }
     (facts.status.is_live() && stored.status.is_live()).then_some(Difference::AnotherLiveSubscription)
@@ -197,7 +200,8 @@ fn invoice(account: &Account, listed: &ListedSubscription) -> Option<Difference>
     // An overdue subscription keeps the beginning of its grace period under its newest invoice, even where that was written off.
     let is_kept = matches!(listed.facts.status, Status::PastDue | Status::Unpaid);
     match invoice.standing {
-        InvoiceStanding::Overdue if !is_known => Some(Difference::InvoiceOverdue),
+        // While its subscription runs, a bank that was asked has yet to answer.
+        InvoiceStanding::Overdue if !is_known && !listed.facts.status.runs() => Some(Difference::InvoiceOverdue),
         InvoiceStanding::Settled if is_known && !is_kept => Some(Difference::InvoiceSettled),
         _ => None,
     }
@@ -345,6 +349,7 @@ mod tests {
             facts: SubscriptionFacts {
                 id: SubscriptionId::new("sub_1").unwrap(),
                 status: Status::Active,
+                paused_by: None,
                 created: at(START),
                 user_id: Some(UserId::new("ada").unwrap()),
                 items: vec![item("pro_base", false), item("pro_requests", true)],

@@ -292,7 +292,7 @@ fn known_status<'a>(facts: &'a SubscriptionFacts, previous: Option<&'a Subscript
 }
 
 /// Why the subscription that counts is paused; of a status newer than we know, why it last was.
-fn paused_by(before: Option<&Account>, chosen: Option<&SubscriptionFacts>) -> Option<PausedBy> {
+pub(super) fn paused_by(before: Option<&Account>, chosen: Option<&SubscriptionFacts>) -> Option<PausedBy> {
     let chosen = chosen?;
     match &chosen.status {
         Status::Paused => chosen.paused_by.clone(),

@@ -80,15 +80,18 @@ impl EmailAttempts for Store {
             Fate::NoAddress | Fate::Outdated | Fate::Off | Fate::Unknown => {}
         }
         changes.remove("woken_at_ms");
-        let (key, name, state) = (changes.name("notice_id"), changes.name("email_id"), changes.name("email_state"));
+        let (name, state) = (changes.name("email_id"), changes.name("email_state"));
         let condition = match email_id {
             Some(email_id) => {
-                let own = format!("{name} = {}", changes.value(text(email_id)));
+                let own = changes.value(text(email_id));
                 let unknown = changes.value(text(Fate::Unknown.as_str()));
                 let settled = changes.value(text(fate.as_str()));
-                format!("{own} AND (attribute_not_exists({state}) OR {state} = {unknown} OR {state} = {settled})")
+                format!("{name} = {own} AND (attribute_not_exists({state}) OR {state} = {unknown} OR {state} = {settled})")
             }
-            None => format!("attribute_exists({key}) AND attribute_not_exists({name}) AND attribute_not_exists({state})"),
+            None => {
+                let key = changes.name("notice_id");
+                format!("attribute_exists({key}) AND attribute_not_exists({name}) AND attribute_not_exists({state})")
+            }
         };
         self.change_notice("settling an e-mail", notice_id, changes, condition).await
     }

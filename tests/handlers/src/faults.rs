@@ -13,6 +13,7 @@ use tokentill::{
     domain::{
         account::Account,
         counting::{Batch, LedgerRow, RowKey},
+        email::{Fate, Feedback},
         id::{CustomerId, EventId, UserId},
         notice::Notice,
         read_back::Rejections,
@@ -20,9 +21,10 @@ use tokentill::{
         time::{EpochSecs, UtcDay},
     },
     ports::{
-        AccountBatches, AccountChange, Accounts, Books, Commit, CustomerRecord, DueAccounts, Heard, Ledger, MeterErrors, Parked,
-        ParkedPlace, PaymentNotices, Quarantine, QuarantineEntries, QuarantineEntry, Quarantined, Readable, ReporterMemory,
-        ReporterState, SweeperMemory, SweeperState, Told, Touched, Unavailable, Written,
+        AccountBatches, AccountChange, Accounts, Books, Commit, CustomerRecord, DueAccounts, EmailAttempts, Heard, Ledger,
+        MeterErrors, Outbox, OutboxRow, Parked, ParkedPlace, PaymentNotices, PendingNotice, PendingNotices, Quarantine,
+        QuarantineEntries, QuarantineEntry, Quarantined, Readable, ReporterMemory, ReporterState, SweeperMemory, SweeperState,
+        Told, Touched, Unavailable, Written,
     },
 };
 
@@ -225,6 +227,44 @@ impl<P: PaymentNotices> PaymentNotices for Faulty<P> {
 impl<P: DueAccounts> DueAccounts for Faulty<P> {
     async fn due(&self, now: EpochSecs, limit: usize) -> Result<Vec<UserId>, Unavailable> {
         self.call("due", self.port.due(now, limit)).await
+    }
+}
+
+impl<P: Outbox> Outbox for Faulty<P> {
+    async fn row(&self, notice_id: &str) -> Result<Option<OutboxRow>, Unavailable> {
+        self.call("row_of_notice", self.port.row(notice_id)).await
+    }
+
+    async fn note_published(&self, notice_id: &str, at_ms: i64) -> Result<(), Unavailable> {
+        self.call("note_published", self.port.note_published(notice_id, at_ms)).await
+    }
+
+    async fn finish(&self, notice_id: &str) -> Result<bool, Unavailable> {
+        self.call("finish", self.port.finish(notice_id)).await
+    }
+}
+
+impl<P: EmailAttempts> EmailAttempts for Faulty<P> {
+    async fn claim_email(&self, notice_id: &str, email_id: &str, at_ms: i64) -> Result<bool, Unavailable> {
+        self.call("claim_email", self.port.claim_email(notice_id, email_id, at_ms)).await
+    }
+
+    async fn settle_email(&self, notice_id: &str, email_id: Option<&str>, fate: &Fate, at_ms: i64) -> Result<bool, Unavailable> {
+        self.call("settle_email", self.port.settle_email(notice_id, email_id, fate, at_ms)).await
+    }
+
+    async fn note_feedback(&self, email_id: &str, feedback: &Feedback) -> Result<bool, Unavailable> {
+        self.call("note_feedback", self.port.note_feedback(email_id, feedback)).await
+    }
+}
+
+impl<P: PendingNotices> PendingNotices for Faulty<P> {
+    async fn pending(&self, until_ms: i64, limit: usize) -> Result<Vec<PendingNotice>, Unavailable> {
+        self.call("pending", self.port.pending(until_ms, limit)).await
+    }
+
+    async fn wake(&self, notice_id: &str, at_ms: i64) -> Result<bool, Unavailable> {
+        self.call("wake", self.port.wake(notice_id, at_ms)).await
     }
 }
 

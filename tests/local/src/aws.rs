@@ -217,6 +217,70 @@ impl Aws {
         Ok(())
     }
 
+    /// Lets a function send e-mail, whatever the resource.
+    ///
+    /// MiniStack names neither the identity that an e-mail is sent from nor its address to IAM, so that the grant of the template, which
+    /// is for one identity and one address, never holds. On AWS it does, and none of this is needed.
+    pub(crate) async fn mend_email_grant(&self, function: &str) -> Result<()> {
+        let role = self.role_of(function).await?;
+        let mut grants = self.grants(&role).await?;
+        for grant in grants.iter_mut().filter(|grant| grant.get("Action") == Some(&json!("ses:SendEmail"))) {
+            *grant = json!({"Sid": "SendEmail", "Effect": "Allow", "Action": "ses:SendEmail", "Resource": "*"});
+        }
+        self.put_grants(&role, &grants).await
+    }
+
+    /// Has SES hold an address for verified.
+    pub(crate) async fn verify_sender(&self, address: &str) -> Result<()> {
+        self.form("ses", "2010-12-01", "VerifyEmailIdentity", &[("EmailAddress", address)]).await.map(drop)
+    }
+
+    /// Makes a queue to which every event of a bus is copied; answers the queue's name.
+    pub(crate) async fn subscribe_queue(&self, bus: &str) -> Result<String> {
+        let made = self.json("sqs", "AmazonSQS.CreateQueue", "1.0", &json!({"QueueName": bus})).await?;
+        let url = made.get("QueueUrl").and_then(Value::as_str).context("CreateQueue: no URL")?;
+        let asked = json!({"QueueUrl": url, "AttributeNames": ["QueueArn"]});
+        let attributes = self.json("sqs", "AmazonSQS.GetQueueAttributes", "1.0", &asked).await?;
+        let arn = attributes.pointer("/Attributes/QueueArn").and_then(Value::as_str).context("the queue has no ARN")?;
+        // The bus may send to it, as on AWS it would have to be allowed.
+        let policy = json!({"Version": "2012-10-17", "Statement": [{
+            "Effect": "Allow", "Principal": {"Service": "events.amazonaws.com"}, "Action": "sqs:SendMessage", "Resource": arn,
+        }]});
+        let allowed = json!({"QueueUrl": url, "Attributes": {"Policy": policy.to_string()}});
+        self.json("sqs", "AmazonSQS.SetQueueAttributes", "1.0", &allowed).await?;
+        let pattern = json!({"source": ["tokentill"]}).to_string();
+        let rule = json!({"Name": bus, "EventBusName": bus, "EventPattern": pattern, "State": "ENABLED"});
+        self.json("events", "AWSEvents.PutRule", "1.1", &rule).await?;
+        let targets = json!({"Rule": bus, "EventBusName": bus, "Targets": [{"Id": "queue", "Arn": arn}]});
+        let put = self.json("events", "AWSEvents.PutTargets", "1.1", &targets).await?;
+        ensure!(put.get("FailedEntryCount").and_then(Value::as_u64).unwrap_or(0) == 0, "PutTargets: {put}");
+        Ok(bus.to_owned())
+    }
+
+    /// The bodies of the messages in a queue, oldest first. They are looked at, not taken.
+    ///
+    /// # Errors
+    /// The emulator does not show them.
+    pub async fn messages(&self, queue: &str) -> Result<Vec<String>> {
+        let shown = self.shown("/_ministack/sqs/messages").await?;
+        Ok(bodies_of(&shown, queue))
+    }
+
+    /// The e-mails that were sent, oldest first: `From`, `To`, `Subject`, `BodyText`, `BodyHtml` and more.
+    ///
+    /// # Errors
+    /// The emulator does not show them.
+    pub async fn emails(&self) -> Result<Vec<Value>> {
+        let shown = self.shown("/_ministack/ses/messages").await?;
+        let accounts = shown.get("messages").and_then(Value::as_object).into_iter().flatten();
+        Ok(accounts.filter_map(|(_, emails)| emails.as_array()).flatten().cloned().collect())
+    }
+
+    async fn shown(&self, path: &str) -> Result<Value> {
+        let answer = self.http.get(format!("{}{path}", self.url)).send().await?.error_for_status()?;
+        Ok(answer.json().await?)
+    }
+
     /// A stack's outputs by name.
     pub(crate) async fn outputs(&self, stack: &str) -> Result<BTreeMap<String, String>> {
         let text = self.form("cloudformation", "2010-05-15", "DescribeStacks", &[("StackName", stack)]).await?;
@@ -279,6 +343,18 @@ impl Parameters for Aws {
 
 fn unavailable(what: &'static str, error: &anyhow::Error) -> Unavailable {
     Unavailable { what, reason: error.to_string() }
+}
+
+/// The bodies of a queue's messages, as the emulator shows them by account, Region and URL.
+fn bodies_of(shown: &Value, queue: &str) -> Vec<String> {
+    let queues = |level: &Value| {
+        level.as_object().into_iter().flatten().map(|(name, value)| (name.clone(), value.clone())).collect::<Vec<_>>()
+    };
+    let accounts = queues(shown.get("messages").unwrap_or(&Value::Null));
+    let regions = accounts.iter().flat_map(|(_, regions)| queues(regions));
+    let by_url = regions.flat_map(|(_, urls)| queues(&urls)).filter(|(url, _)| url.rsplit('/').next() == Some(queue));
+    let messages = by_url.flat_map(|(_, messages)| messages.as_array().cloned().unwrap_or_default());
+    messages.filter_map(|message| message.get("Body").and_then(Value::as_str).map(str::to_owned)).collect()
 }
 
 /// DynamoDB's typed attributes as plain JSON. Numbers too large for JSON stay text.

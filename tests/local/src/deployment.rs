@@ -14,15 +14,20 @@ use crate::tools::Tools;
 /// The stack's name, which every name in it begins with.
 pub const STACK: &str = "tokentill";
 
+/// Whom e-mails come from here. SES is told that the address is verified; nothing ever leaves the machine.
+pub(crate) const EMAIL_FROM: &str = "billing@example.com";
+/// Whom e-mails name for questions.
+const SUPPORT_EMAIL: &str = "help@example.com";
+
 /// The functions, each a package, a binary and a folder of that name.
-pub const FUNCTIONS: [&str; 6] = ["webhook", "sync", "usage", "reporter", "sweeper", "access"];
+pub const FUNCTIONS: [&str; 7] = ["webhook", "sync", "usage", "reporter", "sweeper", "notifier", "access"];
 
 /// Builds the functions for this machine; answers where the build lies.
 pub(crate) async fn build(tools: &Tools, folder: &Path) -> Result<PathBuf> {
     let build_folder = folder.join("build");
     // cargo-lambda moves what cargo built out of the target folder: two at once would take each other's binaries away.
     let _lock = process::lock(&local_folder().join("build.lock")).await?;
-    // One build of all six first: `sam build` makes them one after the other, which takes twice as long on an empty target
+    // One build of all of them first: `sam build` makes them one after the other, which takes twice as long on an empty target
     // folder, and is then left with copying.
     step("building the functions (minutes the first time)", async {
         let mut command = Command::new("cargo");
@@ -84,6 +89,7 @@ pub(crate) async fn deploy(tools: &Tools, folder: &Path, build: &Path, aws_url: 
             .args(["RequireTls=false", "DeletionProtection=false"])
             // Somebody waits for what happens: fast rather than cheap.
             .args(["UsageBatchWindowSeconds=1", "SecretsTtlSeconds=5", "ReportIntervalSeconds=10"])
+            .args([format!("EmailFrom={EMAIL_FROM}"), format!("SupportEmail={SUPPORT_EMAIL}"), "ProductName=Acme".to_owned()])
             .env("AWS_ENDPOINT_URL", aws_url);
         process::run("sam deploy", &mut command, &folder.join("sam-deploy.log")).await
     })

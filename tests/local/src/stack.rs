@@ -18,7 +18,7 @@ use tokio::sync::{Mutex, OwnedMutexGuard};
 use tokio::task::JoinSet;
 
 use crate::aws::Aws;
-use crate::deployment::{self, FUNCTIONS, STACK};
+use crate::deployment::{self, EMAIL_FROM, FUNCTIONS, STACK};
 use crate::ministack::{MiniStack, REGION};
 use crate::place::local_folder;
 use crate::process::Identity;
@@ -32,6 +32,9 @@ const REPORT_INTERVAL: Duration = Duration::from_secs(10);
 /// The parameters that the template and `cargo till setup` name by default.
 const SERVICE_TOKENS: &str = "/tokentill/service-tokens";
 const WEBHOOK_SECRETS: &str = "/tokentill/webhook-secrets";
+
+/// The role of the queue that every domain event is copied to.
+const EVENTS_ROLE: &str = "domain_events";
 
 /// How to start a stack.
 #[derive(Debug, Clone)]
@@ -97,7 +100,8 @@ pub struct StackJson {
     pub service_token: String,
     /// The functions' names by role (`webhook`, `sync`, …).
     pub functions: BTreeMap<String, String>,
-    /// The queues' names by role (`usage`, `usage_dead`, `account_changes`, `account_changes_dead`).
+    /// The queues' names by role (`usage`, `usage_dead`, `account_changes`, `account_changes_dead`), and that of the queue that every
+    /// domain event is copied to (`domain_events`), which only the local stack has.
     pub queues: BTreeMap<String, String>,
     /// The tables' names by role (`accounts`, `ledger`, …).
     pub tables: BTreeMap<String, String>,
@@ -157,8 +161,10 @@ impl Stack {
         let account = SetUp { aws: &aws, url: &stripe_url, key: &stripe_key };
         let store_key = Some(Secret::new(&stripe_key));
         step("setting up Stripe", account.apply(setup::Options { store_key, ..setup::Options::default() })).await?;
+        aws.verify_sender(EMAIL_FROM).await?;
         deployment::deploy(&tools, &folder, &build, aws.url(), &stripe_url).await?;
         aws.mend_event_sources().await?;
+        aws.mend_email_grant(&format!("{STACK}-notifier")).await?;
 
         let outputs = aws.outputs(STACK).await?;
         let output = |name: &str| outputs.get(name).cloned().with_context(|| format!("template.yaml has no output {name}"));
@@ -172,6 +178,7 @@ impl Stack {
             account.add_secret(&thin).await?;
         }
         let service_token = aws.secret(SERVICE_TOKENS).await?.context("setup stored no service token")?;
+        let events_queue = aws.subscribe_queue(&output("DomainEventsBusName")?).await?;
 
         let json = StackJson {
             usage_queue_url: output("UsageQueueUrl")?,
@@ -180,7 +187,7 @@ impl Stack {
             stripe_api_url: stripe_url,
             stripe_api_key: stripe_key,
             functions: FUNCTIONS.iter().map(|name| ((*name).to_owned(), format!("{STACK}-{name}"))).collect(),
-            queues: queue_names(&outputs),
+            queues: queue_names(&outputs).into_iter().chain([(EVENTS_ROLE.to_owned(), events_queue)]).collect(),
             tables: table_names(&outputs),
             api_url,
             webhook_url,
@@ -240,6 +247,15 @@ impl Stack {
     /// There is no such table.
     pub fn table(&self, role: &str) -> Result<String> {
         self.json.tables.get(role).cloned().with_context(|| format!("there is no table {role}"))
+    }
+
+    /// The domain events that were sent so far, each as its subscribers get it. They stay in their queue.
+    ///
+    /// # Errors
+    /// The queue cannot be read.
+    pub async fn domain_events(&self) -> Result<Vec<Value>> {
+        let queue = self.json.queues.get(EVENTS_ROLE).context("there is no queue of domain events")?;
+        self.aws.messages(queue).await?.iter().map(|body| Ok(serde_json::from_str(body)?)).collect()
     }
 
     /// Reports everything now.

@@ -11,9 +11,19 @@ use local::{Options, Stack, data, id_of};
 use serde_json::{Value, json};
 use sha2::Sha256;
 
-/// What Lambda itself does with a function's role: it polls queues and writes logs. The emulator does both without asking.
-const DONE_BY_LAMBDA: [&str; 5] =
-    ["sqs:ReceiveMessage", "sqs:DeleteMessage", "sqs:GetQueueAttributes", "logs:CreateLogStream", "logs:PutLogEvents"];
+/// What Lambda itself does with a function's role: it polls queues and streams, and writes logs. The emulator does all of it without
+/// asking.
+const DONE_BY_LAMBDA: [&str; 9] = [
+    "sqs:ReceiveMessage",
+    "sqs:DeleteMessage",
+    "sqs:GetQueueAttributes",
+    "dynamodb:DescribeStream",
+    "dynamodb:GetRecords",
+    "dynamodb:GetShardIterator",
+    "dynamodb:ListStreams",
+    "logs:CreateLogStream",
+    "logs:PutLogEvents",
+];
 
 /// How long a warm function may live on what it has cached: secrets for 5 seconds here.
 const CACHED: Duration = Duration::from_secs(20);
@@ -105,6 +115,7 @@ impl Work<'_> {
             "usage" => self.usage().await,
             "reporter" => self.reporter().await,
             "sweeper" => self.sweeper().await,
+            "notifier" => self.notifier().await,
             "access" => self.access().await,
             other => anyhow::bail!("no work is known of {other}"),
         }
@@ -226,8 +237,17 @@ impl Work<'_> {
         self.stack.stripe().post(&path, &[("cancel_at_period_end", "true")]).await?;
         self.hint("customer.subscription.updated", &subscription, Some(&customer)).await?;
         let moment = Timestamp::from_second(period_end + 60)?.to_string();
-        let invoked = self.stack.aws().invoke(&self.stack.function("sweeper")?, &json!({"time": moment})).await?;
+        // A notice that nobody can deliver, since nobody can read it, is there to be woken.
+        let (outbox, lost) = (self.stack.table("outbox")?, unique("lost"));
+        let row = json!({"notice_id": {"S": lost}, "pending_shard": {"S": "00"}, "committed_at_ms": {"N": "1"}});
+        self.aws("dynamodb", "DynamoDB_20120810.PutItem", &json!({"TableName": outbox, "Item": row})).await?;
+        let invoked = self.stack.aws().invoke(&self.stack.function("sweeper")?, &json!({"time": moment})).await;
+        let woken = self.stack.aws().item(&outbox, &[("notice_id", &lost)]).await?;
+        let key = json!({"TableName": outbox, "Key": {"notice_id": {"S": lost}}});
+        self.aws("dynamodb", "DynamoDB_20120810.DeleteItem", &key).await?;
+        let invoked = invoked?;
         ensure!(!invoked.failed, "the sweeper failed: {}", invoked.payload);
+        ensure!(woken.is_some_and(|row| row["woken_at_ms"].is_i64()), "the notice was not woken");
         let notices = self.stack.aws().scan(&self.stack.table("outbox")?).await?;
         let told = notices.iter().any(|notice| notice["user_id"] == user.as_str() && notice["kind"] == "subscription.ended");
         ensure!(told, "the end was not announced");
@@ -258,6 +278,43 @@ impl Work<'_> {
         ensure!(memory["events_through"].is_i64(), "events were not looked through: {memory}");
         ensure!(memory["events_queued"].as_array().is_some_and(|events| !events.is_empty()), "nothing was queued: {memory}");
         ensure!(memory["endpoint_told"].is_null(), "the endpoint is not in order: {memory}");
+        Ok(())
+    }
+
+    async fn notifier(&self) -> Result<()> {
+        let fields = [("metadata[user_id]", unique("user")), ("email", "reader@example.com".to_owned())];
+        let fields = fields.each_ref().map(|(name, value)| (*name, value.as_str()));
+        let customer = id_of(&self.stack.stripe().post("/v1/customers", &fields).await?)?;
+        // A notice with an e-mail. The stream carries it, too; whoever comes first sends it.
+        let (outbox, notice) = (self.stack.table("outbox")?, unique("notice"));
+        let row = json!({
+            "notice_id": {"S": notice}, "kind": {"S": "plan.changed"}, "user_id": {"S": "reader"}, "customer_id": {"S": customer},
+            "at": {"N": now().as_second().to_string()}, "state": {"S": "active"}, "plan": {"S": "pro"}, "pending_shard": {"S": "00"},
+            "committed_at_ms": {"N": now().as_millisecond().to_string()},
+        });
+        self.aws("dynamodb", "DynamoDB_20120810.PutItem", &json!({"TableName": outbox, "Item": row})).await?;
+        let keys = json!({"notice_id": {"S": notice}});
+        let event = json!({"Records": [{"eventName": "INSERT", "dynamodb": {"Keys": keys, "SequenceNumber": "1"}}]});
+        let notifier = self.stack.function("notifier")?;
+        let invoked = self.stack.aws().invoke(&notifier, &event).await?;
+        ensure!(!invoked.failed, "the notifier failed: {}", invoked.payload);
+        let began = Instant::now();
+        let row = loop {
+            let row = self.stack.aws().item(&outbox, &[("notice_id", &notice)]).await?.context("the row is gone")?;
+            if row["email_state"] == "sent" && row["pending_shard"].is_null() {
+                break row;
+            }
+            ensure!(began.elapsed() < Duration::from_secs(4), "the notice was not delivered: {row}");
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        };
+        // The e-mail bounces: the index by its name.
+        let mail = json!({"tags": {"email_id": [row["email_id"]]}});
+        let bounce = json!({"bounceType": "Permanent", "bounceSubType": "General"});
+        let event = json!({"source": "aws.ses", "detail": {"eventType": "Bounce", "mail": mail, "bounce": bounce}});
+        let invoked = self.stack.aws().invoke(&notifier, &event).await?;
+        ensure!(!invoked.failed, "the notifier failed: {}", invoked.payload);
+        let row = self.stack.aws().item(&outbox, &[("notice_id", &notice)]).await?.context("the row is gone")?;
+        ensure!(row["email_bounced"] == "Permanent/General", "the bounce was not noted: {row}");
         Ok(())
     }
 

@@ -23,7 +23,7 @@ fn no_secret_signature_address_or_body_is_ever_printed() {
     // First that there is something to look through: lines of every function, with errors among them.
     let lines: Vec<Value> = printed.lines().filter_map(|line| serde_json::from_str(&line[line.find('{')?..]).ok()).collect();
     let functions: BTreeSet<&str> = lines.iter().filter_map(|line| line["function"].as_str()).collect();
-    assert_eq!(functions, BTreeSet::from(["access", "reporter", "sweeper", "sync", "usage", "webhook"]));
+    assert_eq!(functions, BTreeSet::from(["access", "notifier", "reporter", "sweeper", "sync", "usage", "webhook"]));
     for function in functions {
         let tells = |line: &&Value| line["function"] == function && (line["error"].is_string() || line["errors"].is_array());
         assert!(lines.iter().any(|line| tells(&line)), "{function} prints no error in any test");

@@ -17,6 +17,7 @@ mod guarantees;
 mod life;
 mod load;
 mod logs;
+mod notifier;
 mod openapi;
 mod repair;
 mod reporter;

@@ -99,7 +99,9 @@ fn the_schema_allows_every_sample_message_and_no_other_sample() {
         }
         let sample: Value = serde_json::from_str(&std::fs::read_to_string(&path).unwrap()).unwrap();
         check(&sample, false);
-        for record in sample["Records"].as_array().into_iter().flatten() {
+        // Records of a table's stream have no body.
+        let records = sample["Records"].as_array().into_iter().flatten();
+        for record in records.filter(|record| record["body"].is_string()) {
             let of_usage = record["eventSourceARN"].as_str().unwrap().ends_with("-usage");
             check(&serde_json::from_str(record["body"].as_str().unwrap()).unwrap(), of_usage);
             messages += usize::from(of_usage);
