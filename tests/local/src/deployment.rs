@@ -15,7 +15,7 @@ use crate::tools::Tools;
 pub const STACK: &str = "tokentill";
 
 /// Whom e-mails come from here. SES is told that the address is verified; nothing ever leaves the machine.
-pub const EMAIL_FROM: &str = "billing@example.com";
+pub(crate) const EMAIL_FROM: &str = "billing@example.com";
 /// Whom e-mails name for questions.
 const SUPPORT_EMAIL: &str = "help@example.com";
 
