@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 use stripe_client_core::{IdempotencyKey, RequestBuilder, RequestStrategy, StripeMethod};
 use tokentill::{
     domain::{
+        email::{Addressee, Bill},
         envelope,
         facts::{LatestInvoice, PausedBy, Status},
         hint::SNAPSHOT_EVENTS,
@@ -25,8 +26,8 @@ use tokentill::{
         time::EpochSecs,
     },
     ports::{
-        CheckoutSessions as _, Delivered, EventList, EventWindow, MeterSink as _, MeterSummaries as _, Payments as _,
-        Portal as _, Sales as _, StripeError, StripeLists as _, StripePage, StripeState as _,
+        CheckoutSessions as _, Correspondence as _, Delivered, EventList, EventWindow, MeterSink as _, MeterSummaries as _,
+        Payments as _, Portal as _, Sales as _, StripeError, StripeLists as _, StripePage, StripeState as _,
     },
     stripe::{FixedKey, KeySource, Limits, SecretKey, Stripe, StripeClient},
 };
@@ -896,6 +897,37 @@ async fn the_paid_invoices_of_a_cancelled_subscription_tell_what_they_paid_for_a
     let server = asked(json!([cancelled, live]));
     assert!(server.stripe().customer(&cus("cus_ada")).await.unwrap().paid_invoices.is_empty());
     assert!(server.received().iter().all(|request| !request.query.contains("status=paid")));
+}
+
+/// What an e-mail needs: whom to write to, and what is owed.
+#[tokio::test]
+async fn an_address_and_what_is_owed_are_read_and_what_is_gone_is_nobody_and_nothing() {
+    let server = Server::start(|request, _| match request.path.as_str() {
+        "/v1/customers/cus_ada" => ok(&json!({ "id": "cus_ada", "email": "ada@example.com", "name": null })),
+        "/v1/customers/cus_gone" => ok(&json!({ "id": "cus_gone", "deleted": true })),
+        "/v1/invoices/in_open" => ok(&json!({ "id": "in_open", "status": "open", "amount_due": 4900, "amount_remaining": 4000,
+            "currency": "eur", "hosted_invoice_url": "https://invoice.stripe.com/i/in_open" })),
+        "/v1/invoices/in_paid" => ok(&json!({ "id": "in_paid", "status": "paid", "amount_remaining": 0, "currency": "jpy",
+            "hosted_invoice_url": null })),
+        "/v1/invoices/in_odd" => ok(&json!({ "id": "in_odd", "status": "open", "currency": "eur" })),
+        "/v1/customers/cus_down" => error(500, "api_error"),
+        _ => error(404, "resource_missing"),
+    });
+    let stripe = server.stripe();
+    let ada = Addressee { address: Some("ada@example.com".to_owned()), name: None };
+    assert_eq!(stripe.addressee(&cus("cus_ada")).await, Ok(Some(ada)));
+    assert_eq!(stripe.addressee(&cus("cus_gone")).await, Ok(None));
+    assert_eq!(stripe.addressee(&cus("cus_never")).await, Ok(None));
+    assert!(matches!(stripe.addressee(&cus("cus_down")).await, Err(StripeError::Unavailable { .. })));
+    let invoice = |id: &str| InvoiceId::new(id).unwrap();
+    let page = Some(Link::new("https://invoice.stripe.com/i/in_open".to_owned()));
+    let open = Bill { is_open: true, due_minor: 4_000, currency: "eur".to_owned(), page };
+    assert_eq!(stripe.bill(&invoice("in_open")).await, Ok(Some(open)));
+    let paid = Bill { is_open: false, due_minor: 0, currency: "jpy".to_owned(), page: None };
+    assert_eq!(stripe.bill(&invoice("in_paid")).await, Ok(Some(paid)));
+    assert_eq!(stripe.bill(&invoice("in_never")).await, Ok(None));
+    let unreadable = stripe.bill(&invoice("in_odd")).await.unwrap_err().to_string();
+    assert!(unreadable.contains("invoice in_odd has no amount_remaining"), "{unreadable}");
 }
 
 #[tokio::test]

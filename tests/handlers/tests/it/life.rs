@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 
 use handlers::{Fault, Faults, Faulty, Queue, RecountQueue, StripeTruth, TestClock, World};
 use serde_json::{Value, json};
-use sync::{Outcome, Sync};
+use sync::{Listener, Outcome, Sync};
 use tokentill::{
     config::StripeMode,
     domain::{
@@ -38,6 +38,7 @@ async fn bench() -> Bench {
         recounts: world.recounts.clone(),
         quarantine: world.store_of("sync"),
         meter_errors: world.store_of("sync"),
+        listener: Listener::default(),
         clock: world.clock.clone().moving_by_itself(),
         prices: PriceList::shipped().unwrap(),
         mode: StripeMode::Test,

@@ -14,15 +14,15 @@ use serde_json::{Value, json};
 use tokentill::{
     domain::{
         access::{Reason, State},
-        email::{FeedbackKind, Letterhead},
+        email::{Fate, FeedbackKind, Letterhead},
         event::DomainEvent,
         id::{CustomerId, InvoiceId},
         notice::{Notice, NoticeKind, Payment},
         price_list::PriceList,
-        sync::{Decision, decide},
+        sync::{Decision, Failures, decide},
     },
     dynamodb::Store,
-    ports::{AccountChange, Accounts, Clock, Commit, Email, EventBus, Mailer, NotSent, PendingNotices},
+    ports::{AccountChange, Accounts, Clock, Commit, Email, EmailAttempts, EventBus, Mailer, NotSent, Outbox, PendingNotices},
 };
 
 use crate::{
@@ -123,7 +123,7 @@ impl Bench {
         let (store, now_ms) = (self.world.store(), self.world.clock.now_ms());
         let before = store.account(&user("ada")).await.unwrap();
         let facts = subscriber("cus_Ada", "ada", "2026-11-10T00:00:00Z");
-        let decision = decide(&self.world.prices, before.as_ref(), &user("ada"), &facts, None, now_ms);
+        let decision = decide(&self.world.prices, before.as_ref(), &user("ada"), &facts, &Failures::new(), now_ms);
         let Decision::Commit { account, .. } = decision else { panic!("{decision:?}") };
         let change = AccountChange { account: &account, next_due: None, notices, processed: None, at_ms: now_ms };
         assert_eq!(store.commit(&change).await.unwrap(), Commit::Done);
@@ -263,7 +263,7 @@ async fn an_attempt_that_is_under_way_is_left_alone_and_one_that_is_over_is_unkn
             clock.advance_ms(minutes * 60_000);
             let stop_at_ms = clock.now_ms() + 48_000;
             assert_eq!(other.handle(trigger, stop_at_ms).await.unwrap(), Response::default());
-            *noted.borrow_mut() = tokentill::ports::Outbox::row(&store, &seen).await.unwrap().unwrap().email_state;
+            *noted.borrow_mut() = store.row(&seen).await.unwrap().unwrap().email_state;
         });
         bench.deliver(&[&id]).await;
         assert_eq!(json!(*state.borrow()), meanwhile, "after {minutes} minutes");
@@ -444,14 +444,46 @@ async fn a_row_that_has_expired_is_not_made_again() {
     let bench = quiet_bench().await;
     assert_eq!(bench.deliver(&["3:ada/1:1/13:grace.started"]).await, Vec::<String>::new());
     let store = bench.world.store();
-    use tokentill::{
-        domain::email::Fate,
-        ports::{EmailAttempts, Outbox},
-    };
     store.note_published("gone", 1).await.unwrap();
     assert!(!store.claim_email("gone", "e1", 1).await.unwrap() && !store.finish("gone").await.unwrap());
     assert!(!store.settle_email("gone", None, &Fate::Off, 1).await.unwrap() && !store.wake("gone", 1).await.unwrap());
     assert_eq!(bench.world.items("outbox").await, Vec::<Value>::new());
+}
+
+#[tokio::test]
+async fn a_claim_whose_reply_was_lost_is_ours_and_nobody_elses() {
+    let bench = bench().await;
+    let (store, id) = (bench.world.store(), notice(NoticeKind::GraceStarted).notice_id);
+    // The SDK asks again, and the condition no longer holds: by our own doing.
+    bench.world.wire.at("UpdateItem", 1, WireFault::LoseReply);
+    assert!(store.claim_email(&id, "e1", 1).await.unwrap());
+    assert!(!store.claim_email(&id, "e2", 2).await.unwrap(), "the one attempt is taken");
+    assert_eq!(bench.row().await["email_id"], "e1");
+}
+
+#[tokio::test]
+async fn a_notice_leaves_the_index_only_when_both_parts_are_settled_and_a_known_fate_stays() {
+    let bench = bench().await;
+    let (store, id) = (bench.world.store(), notice(NoticeKind::GraceStarted).notice_id);
+    assert!(!store.finish(&id).await.unwrap(), "nothing is settled");
+    store.note_published(&id, 5).await.unwrap();
+    assert!(!store.finish(&id).await.unwrap(), "the e-mail is not");
+    store.note_published(&id, 9).await.unwrap();
+    assert!(store.claim_email(&id, "e1", 6).await.unwrap());
+    let sent = Fate::Sent { message_id: "m1".to_owned() };
+    assert!(!store.settle_email(&id, Some("e2"), &sent, 7).await.unwrap(), "another's attempt");
+    assert!(!store.settle_email(&id, None, &Fate::Off, 7).await.unwrap(), "an attempt is under way");
+    assert!(store.settle_email(&id, Some("e1"), &sent, 7).await.unwrap());
+    assert!(!store.settle_email(&id, Some("e1"), &Fate::Unknown, 8).await.unwrap(), "it is known");
+    assert!(!store.claim_email(&id, "e3", 9).await.unwrap());
+    assert!(store.finish(&id).await.unwrap());
+    let row = bench.row().await;
+    assert_eq!((&row["published_at_ms"], &row["email_state"], &row["pending_shard"]), (&json!(5), &json!("sent"), &Value::Null));
+    // One that was settled without an attempt has none afterwards.
+    let other = Notice { notice_id: "other".to_owned(), ..notice(NoticeKind::GraceStarted) };
+    bench.commit(&[other]).await;
+    assert!(store.settle_email("other", None, &Fate::Outdated, 1).await.unwrap());
+    assert!(!store.claim_email("other", "e4", 2).await.unwrap());
 }
 
 // ---------------------------------------------------------------------------------------------------------------------------

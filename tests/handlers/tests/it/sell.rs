@@ -269,7 +269,6 @@ impl Bench {
             recounts: self.world.recounts.clone(),
             quarantine: store.clone(),
             meter_errors: store,
-            listener: sync::Listener::default(),
             clock: self.world.clock.clone().moving_by_itself(),
             prices: PriceList::shipped().unwrap(),
             listener: sync::Listener::default(),

@@ -36,7 +36,7 @@ use tokentill::domain::{
     id::{InvoiceId, SubscriptionId},
     notice::Notice,
     segment::{Place, place},
-    sync::{Decision, decide, joined_user},
+    sync::{Decision, Failures, decide, joined_user},
     time::EpochSecs,
 };
 
@@ -83,6 +83,7 @@ fn vague(story: &Story, first_look: usize) -> (EpochSecs, EpochSecs) {
 #[derive(Debug, Clone, Default)]
 struct Machine {
     account: Option<Account>,
+    failures: Failures,
 }
 
 impl Machine {
@@ -91,7 +92,8 @@ impl Machine {
         let failure =
             failure.map(|(invoice, at)| PaymentFailure { invoice: InvoiceId::new(invoice).unwrap(), at: EpochSecs::new(at) });
         let joined = joined_user(&step.facts).expect("the customer names its user");
-        let decision = decide(&story.prices, self.account.as_ref(), joined, &step.facts, failure.as_ref(), at_ms);
+        self.failures = tokentill::domain::sync::failures(&self.failures, &step.facts, failure.as_ref(), at_ms);
+        let decision = decide(&story.prices, self.account.as_ref(), joined, &step.facts, &self.failures, at_ms);
         let Decision::Commit { account, notices, .. } = decision else { panic!("{}: {decision:?}", story.name) };
         self.account = Some(*account);
         notices
