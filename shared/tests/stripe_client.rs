@@ -1649,6 +1649,63 @@ impl io::Write for Captured {
     }
 }
 
+/// Asks the sandbox for something whose answer does not matter.
+async fn asked(stripe: &Stripe<FixedKey>, method: StripeMethod, route: &'static str, id: &str, form: Value) {
+    let path = route.strip_prefix("/v1").unwrap().replace("{id}", id);
+    let request = RequestBuilder::new(method, path);
+    let request = if form == json!({}) { request } else { request.form(&form) };
+    stripe.client().send(route, request.customize::<miniserde::json::Value>()).await.unwrap();
+}
+
+#[tokio::test]
+async fn an_invoice_of_the_sandbox_that_is_paid_after_its_subscriptions_end_tells_what_it_paid_for() {
+    let sandbox = stripe_sandbox::Sandbox::start(0).await.unwrap();
+    control(sandbox.url(), "/_sandbox/settings".to_owned(), "global_rate=0&endpoint_rate=0").await;
+    let client = StripeClient::new(Some(&sandbox.url()), FixedKey(SecretKey::new(KEY).unwrap())).unwrap().with_limits(quick());
+    let (start, week, hour) = (1_800_000_000, 7 * 86_400, 3_600);
+    let product = made(&client, "/v1/products", json!({ "name": "Pro" })).await;
+    let price = json!({ "product": product, "currency": "eur", "unit_amount": 1_900, "recurring": { "interval": "week" } });
+    let price = made(&client, "/v1/prices", price).await;
+    let clock = made(&client, "/v1/test_helpers/test_clocks", json!({ "frozen_time": start })).await;
+    let customer = cus(&made(&client, "/v1/customers", json!({ "test_clock": clock })).await);
+    let stripe = Stripe::new(client);
+    let default = async |method: &str| {
+        let form = json!({ "invoice_settings": { "default_payment_method": method } });
+        asked(&stripe, StripeMethod::Post, "/v1/customers/{id}", customer.as_str(), form).await;
+    };
+    let at = async |moment: i64| {
+        asked(&stripe, StripeMethod::Post, "/v1/test_helpers/test_clocks/{id}/advance", &clock, json!({ "frozen_time": moment }))
+            .await;
+        while stripe.customer(&customer).await.unwrap().test_clock != Some(EpochSecs::new(moment)) {
+            tokio::task::yield_now().await;
+        }
+        stripe.customer(&customer).await.unwrap()
+    };
+    let attach = async |route| made(stripe.client(), route, json!({ "customer": customer.as_str() })).await;
+    let good = attach("/v1/payment_methods/pm_card_visa/attach").await;
+    let bad = attach("/v1/payment_methods/pm_card_chargeCustomerFail/attach").await;
+    default(&good).await;
+    let subscription =
+        made(stripe.client(), "/v1/subscriptions", json!({ "customer": customer.as_str(), "items": [{ "price": price }] })).await;
+    default(&bad).await;
+    let unpaid = at(start + week + hour).await;
+    let invoice = unpaid.open_invoices[0].id.clone();
+    assert!(unpaid.open_invoices[0].attempted && unpaid.paid_invoices.is_empty(), "{unpaid:?}");
+    asked(&stripe, StripeMethod::Delete, "/v1/subscriptions/{id}", &subscription, json!({})).await;
+    let ended = at(start + week + 2 * hour).await;
+    let paid = |facts: &tokentill::domain::facts::CustomerFacts| {
+        facts.paid_invoices.iter().map(|paid| (paid.paid_at.as_secs(), paid.paid_for_until.as_secs())).collect::<Vec<_>>()
+    };
+    assert_eq!(ended.subscriptions[0].ended_at, Some(EpochSecs::new(start + week + hour)));
+    assert_eq!(paid(&ended), [(start, start + week)], "the first week's, before the end");
+    default(&good).await;
+    asked(&stripe, StripeMethod::Post, "/v1/invoices/{id}/pay", invoice.as_str(), json!({})).await;
+    let restored = stripe.customer(&customer).await.unwrap();
+    assert_eq!(paid(&restored), [(start + week + 2 * hour, start + 2 * week), (start, start + week)]);
+    assert!(restored.open_invoices.is_empty());
+    sandbox.shutdown().await;
+}
+
 #[tokio::test]
 async fn no_log_line_and_no_error_holds_a_key_or_a_body() {
     let captured = Captured::default();

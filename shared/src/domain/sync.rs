@@ -778,6 +778,16 @@ pub(super) mod tests {
     }
 
     #[test]
+    fn a_grace_period_without_an_open_invoice_goes_on_under_a_status_newer_than_we_know() {
+        let mut unpaid = facts("cus_1", vec![pro("sub_1", Status::Unpaid, START)]);
+        let (account, ..) = commit(None, &unpaid, None, "2026-12-10T03:00:00Z");
+        unpaid.subscriptions[0].status = Status::from("hibernating".to_owned());
+        let (account, ..) = commit(Some(&account), &unpaid, None, "2026-12-12T00:00:00Z");
+        assert_eq!(account.overdue_since().unwrap().to_string(), "2026-12-10T03:00:00Z");
+        assert_eq!(standing(Some(&account), &prices(), at("2026-12-12T00:00:00Z")).state, State::Grace);
+    }
+
+    #[test]
     fn which_of_several_subscriptions_counts_does_not_depend_on_their_order() {
         let ranked = ["active", "trialing", "past_due", "unpaid", "paused", "canceled", "incomplete", "incomplete_expired"];
         for (better, best) in ranked.iter().enumerate() {

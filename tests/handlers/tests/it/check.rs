@@ -12,6 +12,7 @@ use tokentill::{
         facts::Status,
         gate::{Granted, SegmentTake, Take, Taken},
         id::{MeterId, PlanId},
+        price_list::{GraceAccess, ReducedLimits},
         usage::MAX_QUANTITY,
     },
     ports::{Clock, Gates},
@@ -290,6 +291,34 @@ async fn what_the_state_denies_is_402_with_the_whole_body() {
         }"#]]
     .assert_eq(&format!("{} {:?}\n{:#}", denied.status, denied.headers, denied.body));
     assert_eq!(bench.world.item("gates").await, before);
+}
+
+/// What access is worth in grace is the plan's to say, at the check and in the answer alike, and it ends with the payment.
+#[tokio::test]
+async fn in_a_grace_period_the_plans_own_word_on_it_holds_at_the_check_and_in_the_answer() {
+    let paid = subscriber("cus_Ada", "ada", "2026-11-10T00:00:00Z");
+    let unpaid = overdue(paid.clone(), "in_1", "2026-11-21T00:00:00Z");
+    let selling = async |grace: GraceAccess| {
+        let mut bench = bench().await;
+        bench.api.prices.plans.iter_mut().filter(|plan| !plan.prices.is_empty()).for_each(|plan| plan.grace = grace.clone());
+        commit(&bench.world, "ada", &unpaid).await;
+        bench
+    };
+    let shown = async |bench: &Bench| {
+        let (checked, (_, _, asked)) = (bench.check_one("ada").await, bench.ask(get(ACCESS, "user_id=ada")).await);
+        let limit = |body: &Value| format!("{} {} {}", body["state"], body["allowed"], body["rate_limit"]["requests_per_minute"]);
+        assert_eq!(limit(&checked.body), limit(&asked));
+        format!("{} {} {}", checked.status, limit(&asked), asked["reason"])
+    };
+    let reduced = ReducedLimits { requests_per_minute: Some(2), quotas: BTreeMap::new() };
+    assert_eq!(shown(&selling(GraceAccess::Full).await).await, r#"200 "grace" true 600 null"#);
+    assert_eq!(shown(&selling(GraceAccess::None).await).await, r#"402 "grace" false 600 "payment_overdue""#);
+    let bench = selling(GraceAccess::Reduced(reduced)).await;
+    assert_eq!(shown(&bench).await, r#"200 "grace" true 2 null"#);
+    assert_eq!((bench.check_one("ada").await.status, bench.check_one("ada").await.status), (200, 429));
+    commit(&bench.world, "ada", &paid).await;
+    bench.world.clock.advance_ms(60_000);
+    assert_eq!(shown(&bench).await, r#"200 "active" true 600 null"#);
 }
 
 #[tokio::test]
