@@ -24,14 +24,14 @@ use crate::samples::{
 
 const SINCE: &str = "2026-11-10T00:00:00Z";
 
-type Function = Sync<StripeTruth, Faulty<Store>, Queue, RecountQueue, Faulty<Store>, Faulty<Store>, TestClock>;
+pub(crate) type Function = Sync<StripeTruth, Faulty<Store>, Queue, RecountQueue, Faulty<Store>, Faulty<Store>, TestClock>;
 
 struct Bench {
     world: World,
     sync: Function,
 }
 
-fn function(world: &World) -> Function {
+pub(crate) fn function(world: &World) -> Function {
     Sync {
         stripe: world.stripe.clone(),
         accounts: world.store_of("sync"),

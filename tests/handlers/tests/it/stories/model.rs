@@ -34,7 +34,8 @@ impl Model {
         for invoice in step.invoices.iter().filter(|invoice| invoice["status"] == "open") {
             let id = invoice["id"].as_str().unwrap();
             if invoice["attempted"] == true && !runs(step, subscription_of(invoice)) {
-                know(id, now);
+                // A clock that is behind Stripe's may show a moment before the invoice was made.
+                know(id, now.max(invoice["created"].as_i64().unwrap()));
             }
             if let Some((_, at)) = failure.filter(|(failed, _)| *failed == id) {
                 know(id, at);
@@ -44,6 +45,11 @@ impl Model {
         let is_open =
             |id: &String| step.invoices.iter().any(|invoice| invoice["id"] == id.as_str() && invoice["status"] == "open");
         self.since.retain(|id, _| is_open(id));
+    }
+
+    /// Whether a failure of an invoice is no news.
+    pub(super) fn knows(&self, invoice: &str, at: i64) -> bool {
+        self.since.get(invoice).is_none_or(|since| *since <= at)
     }
 
     /// The overdue invoices of a subscription.
