@@ -12,7 +12,7 @@ use std::{
 use fastrand::Rng;
 use handlers::{
     TestClock, World,
-    story::{Story, USER},
+    story::{Story, Told, USER},
 };
 use sync::Outcome;
 use tokentill::{
@@ -31,7 +31,9 @@ use tokentill::{
 use super::{
     Machine, Play, compare, in_order,
     model::{Listener, Model},
-    schedule, stories,
+    schedule,
+    shapes::{SHAPES, Shape},
+    stories,
 };
 use crate::{
     samples::{customer, user},
@@ -80,8 +82,7 @@ impl Run {
             notices: Cell::new(0),
         };
         for event in &story.events {
-            let object = &event.payload["data"]["object"]["id"];
-            world.stripe.set_object(object.as_str().unwrap(), &run.customer);
+            world.stripe.set_object(event.payload["data"]["object"]["id"].as_str().unwrap(), &run.customer);
         }
         run.show(0);
         Rc::new(run)
@@ -99,6 +100,33 @@ impl Run {
             subscription.user_id = mine(&subscription.user_id);
         }
         self.steps.borrow_mut().insert(self.world.stripe.set(facts), step);
+        for (charge, facts) in &self.story.steps[step].payments {
+            let mut facts = facts.clone();
+            facts.customer = Some(self.customer.clone());
+            let charge = self.own(charge);
+            if let Some(payment) = &mut facts.payment {
+                payment.charge_id.clone_from(&charge);
+            }
+            self.world.stripe.set_payment(&charge, facts);
+        }
+    }
+
+    /// An id that no other run has.
+    fn own(&self, id: &str) -> String {
+        format!("{id}_{}", self.user)
+    }
+
+    /// An event's hint, as one of the run's own.
+    fn hint(&self, event: &Told, shape: Shape) -> Hint {
+        let mut hint = shape.hint(&event.payload);
+        hint.event_id = EventId::new(self.own(hint.event_id.as_str())).unwrap();
+        hint.customer = hint.customer.map(|_| self.customer.clone());
+        if hint.object_id == self.story.customer.as_str() {
+            hint.object_id = self.customer.to_string();
+        } else if event.is_about_a_payment() {
+            hint.object_id = self.own(&hint.object_id);
+        }
+        hint
     }
 
     /// The account as the story has it: of its own user and customer.
@@ -113,7 +141,7 @@ impl Run {
     }
 
     async fn play(&self) -> Option<Play> {
-        let machine = Machine { account: Some(self.account().await?) };
+        let machine = Machine { account: Some(self.account().await?), ..Machine::default() };
         Some(Play { machine, model: self.model.borrow().clone(), listener: Listener::default(), seen: self.seen.get() })
     }
 
@@ -144,6 +172,7 @@ impl Run {
                 let knows = failure.is_none_or(|(invoice, at)| self.model.borrow().knows(invoice, at));
                 assert!(knows, "{}: an earlier failure was skipped", self.story.name);
             }
+            Outcome::Payment { is_new, .. } => self.notices.set(self.notices.get() + usize::from(is_new)),
             other => panic!("{}: {other:?}", self.story.name),
         }
     }
@@ -181,12 +210,7 @@ fn timed(run: &Run, random: &mut Rng) -> Vec<Timed> {
             };
             // Either the hint waited in the queue, or Stripe delivered late.
             let sent_at_ms = if random.bool() { begin_ms(event.step) } else { now_ms - random.i64(0..3_000) };
-            let mut hint = delivery.shape.hint(&event.payload);
-            hint.event_id = EventId::new(format!("{}_{}", hint.event_id, run.user)).unwrap();
-            hint.customer = hint.customer.map(|_| run.customer.clone());
-            if hint.object_id == story.customer.as_str() {
-                hint.object_id = run.customer.to_string();
-            }
+            let hint = run.hint(event, delivery.shape);
             let overtaken_at = [None, None, Some("account"), Some("commit")][random.usize(..4)];
             let sent_at_ms = sent_at_ms.clamp(begin_ms(event.step), now_ms);
             Timed { step, hint, sent_at_ms, now_ms, which: random.usize(..3), overtaken_at }
@@ -229,11 +253,9 @@ async fn play(run: &Rc<Run>, random: &mut Rng) {
     }
     let last = story.steps.len() - 1;
     run.show(last);
-    let event = &story.events[random.usize(..story.events.len())];
-    let shape = super::SHAPES[random.usize(..super::SHAPES.len())];
-    let mut hint = Hint { replay: true, ..shape.hint(&event.payload) };
-    hint.event_id = EventId::new(format!("{}_{}", hint.event_id, run.user)).unwrap();
-    hint.customer = Some(run.customer.clone());
+    let looks: Vec<&Told> = story.events.iter().filter(|event| !event.is_about_a_payment()).collect();
+    let shape = SHAPES[random.usize(..SHAPES.len())];
+    let hint = Hint { replay: true, ..run.hint(looks[random.usize(..looks.len())], shape) };
     let now_ms = story.steps[last].at.as_secs() * 1000 + LAST_MS;
     run.deliver(&hint, now_ms, now_ms, 1).await;
 }
@@ -257,14 +279,21 @@ async fn any_order_through_the_function_ends_in_the_same_account() {
     assert_eq!(heard.len(), 14 * SCHEDULES);
     // What was told, commit by commit: each change once, and in the end the state there is.
     let mut told: BTreeMap<UserId, BTreeMap<u64, Vec<Notice>>> = BTreeMap::new();
+    let mut told_of_payments: BTreeMap<UserId, usize> = BTreeMap::new();
     for row in world.items("outbox").await {
         let notice: Notice = serde_json::from_value(row).unwrap();
+        if notice.payment.is_some() {
+            // Its id is the payment's state, so the outbox holds it once.
+            *told_of_payments.entry(notice.user_id).or_default() += 1;
+            continue;
+        }
         let version = notice.notice_id.split('/').nth(1).and_then(|part| part.split_once(':')?.1.parse().ok()).unwrap();
         told.entry(notice.user_id.clone()).or_default().entry(version).or_default().push(notice);
     }
     for (user, (count, end, story)) in heard {
         let told = told.remove(&user).unwrap_or_default();
-        assert_eq!(told.values().map(Vec::len).sum::<usize>(), count);
+        let of_payments = told_of_payments.get(&user).copied().unwrap_or(0);
+        assert_eq!(told.values().map(Vec::len).sum::<usize>() + of_payments, count);
         let mut listener = Listener::default();
         for notices in told.values() {
             assert_eq!(listener.hear(notices), Ok(()), "{}: {told:#?}", story.name);
