@@ -8,7 +8,10 @@
 //! The customer lives on a test clock, without which the sandbox has no time; the record leaves the clock out and has the events
 //! stamped by it, so that the story reads as one of live mode.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use serde_json::Value;
 use stripe_sandbox::Sandbox;
@@ -20,7 +23,7 @@ use tokentill::{
         price_list::PriceList,
         time::EpochSecs,
     },
-    ports::StripeState,
+    ports::{PaymentFacts, Payments, StripeState},
     stripe::{FixedKey, SecretKey, Stripe, StripeClient},
 };
 
@@ -42,6 +45,8 @@ pub struct Step {
     pub subscriptions: Vec<Value>,
     /// Newest first.
     pub invoices: Vec<Value>,
+    /// The charges that were told of so far, as the adapter reads them.
+    pub payments: BTreeMap<String, PaymentFacts>,
 }
 
 /// An event that a step caused.
@@ -58,6 +63,12 @@ impl Told {
     #[must_use]
     pub fn text(&self, field: &str) -> &str {
         self.payload[field].as_str().expect("an event has its fields")
+    }
+
+    /// Whether it is about a payment alone, and nobody looks at the customer because of it.
+    #[must_use]
+    pub fn is_about_a_payment(&self) -> bool {
+        self.text("type").starts_with("charge.")
     }
 
     /// The invoice whose payment failed, and when, if that is what it tells.
@@ -276,7 +287,6 @@ impl Stage {
         let subscriptions = self.list(&format!("/v1/subscriptions?{of_customer}&status=all")).await;
         let invoices = self.list(&format!("/v1/invoices?{of_customer}")).await;
         let step = self.story.steps.len();
-        self.story.steps.push(Step { name: name.to_owned(), at, facts, subscriptions, invoices });
         let mut told = self.list("/v1/events?").await;
         told.reverse();
         for payload in told {
@@ -284,6 +294,13 @@ impl Stage {
                 self.story.events.push(Told { step, payload });
             }
         }
+        let mut payments = BTreeMap::new();
+        for told in self.story.events.iter().filter(|told| told.is_about_a_payment()) {
+            let charge = text(&told.payload["data"]["object"]["id"]);
+            let payment = stripe.payment(&charge).await.expect("the adapter reads it").expect("it is a charge");
+            payments.insert(charge, payment);
+        }
+        self.story.steps.push(Step { name: name.to_owned(), at, facts, subscriptions, invoices, payments });
     }
 
     /// Events about the customer of types that the webhook takes; its prices and its clock are none of them.

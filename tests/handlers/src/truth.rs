@@ -1,7 +1,7 @@
 //! Stripe's present state, as a test sets it.
 
 use std::{
-    cell::RefCell,
+    cell::{Cell, RefCell},
     collections::{BTreeMap, VecDeque},
     rc::Rc,
 };
@@ -17,13 +17,16 @@ use crate::Faults;
 #[derive(Debug, Clone, Default)]
 pub struct StripeTruth {
     inner: Rc<RefCell<Inner>>,
+    /// Which change of the customer's state the last fetch through this very clone saw, as [`StripeTruth::set`] numbered it.
+    pub seen: Cell<u64>,
     /// What goes wrong with, or happens before, `customer`, `customer_of`, `payment` and `customers_on_clock`.
     pub faults: Faults,
 }
 
 #[derive(Debug, Default)]
 struct Inner {
-    customers: BTreeMap<CustomerId, CustomerFacts>,
+    customers: BTreeMap<CustomerId, (u64, CustomerFacts)>,
+    changes: u64,
     objects: BTreeMap<String, CustomerId>,
     payments: BTreeMap<String, PaymentFacts>,
     clocks: BTreeMap<String, Vec<CustomerId>>,
@@ -31,9 +34,13 @@ struct Inner {
 }
 
 impl StripeTruth {
-    /// From now on this is the customer's state.
-    pub fn set(&self, facts: CustomerFacts) {
-        self.inner.borrow_mut().customers.insert(facts.customer.clone(), facts);
+    /// From now on this is the customer's state. Gives the change's number.
+    pub fn set(&self, facts: CustomerFacts) -> u64 {
+        let mut inner = self.inner.borrow_mut();
+        inner.changes += 1;
+        let change = inner.changes;
+        inner.customers.insert(facts.customer.clone(), (change, facts));
+        change
     }
 
     /// From now on the object belongs to the customer.
@@ -77,7 +84,9 @@ impl Payments for StripeTruth {
 
 impl StripeState for StripeTruth {
     async fn customer(&self, id: &CustomerId) -> Result<CustomerFacts, StripeError> {
-        self.ask("customer", |inner| inner.customers.get(id).cloned()).await
+        let (change, facts) = self.ask("customer", |inner| inner.customers.get(id).cloned()).await?;
+        self.seen.set(change);
+        Ok(facts)
     }
 
     async fn customer_of(&self, object_id: &str) -> Result<Option<CustomerId>, StripeError> {

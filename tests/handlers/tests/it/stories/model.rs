@@ -5,8 +5,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use handlers::story::{Step, Story};
 use serde_json::Value;
 use tokentill::domain::{
-    access::State,
+    access::{Reason, State},
     notice::{Notice, NoticeKind},
+    time::EpochSecs,
 };
 
 use super::plays::DAY;
@@ -34,7 +35,8 @@ impl Model {
         for invoice in step.invoices.iter().filter(|invoice| invoice["status"] == "open") {
             let id = invoice["id"].as_str().unwrap();
             if invoice["attempted"] == true && !runs(step, subscription_of(invoice)) {
-                know(id, now);
+                // A clock that is behind Stripe's may show a moment before the invoice was made.
+                know(id, now.max(invoice["created"].as_i64().unwrap()));
             }
             if let Some((_, at)) = failure.filter(|(failed, _)| *failed == id) {
                 know(id, at);
@@ -44,6 +46,11 @@ impl Model {
         let is_open =
             |id: &String| step.invoices.iter().any(|invoice| invoice["id"] == id.as_str() && invoice["status"] == "open");
         self.since.retain(|id, _| is_open(id));
+    }
+
+    /// Whether a failure of an invoice is no news.
+    pub(super) fn knows(&self, invoice: &str, at: i64) -> bool {
+        self.since.get(invoice).is_none_or(|since| *since <= at)
     }
 
     /// The overdue invoices of a subscription.
@@ -61,6 +68,44 @@ fn subscription_of(invoice: &Value) -> &str {
 fn runs(step: &Step, subscription: &str) -> bool {
     let found = step.subscriptions.iter().find(|found| found["id"] == subscription).unwrap();
     matches!(found["status"].as_str(), Some("active" | "trialing"))
+}
+
+/// What access is, by Stripe's own word of the subscription that counts.
+pub(super) fn state(
+    step: &Step,
+    subscription: Option<&str>,
+    deadline: Option<EpochSecs>,
+    now: EpochSecs,
+) -> (State, Option<Reason>) {
+    let Some(counts) = step.subscriptions.iter().find(|shown| Some(shown["id"].as_str().unwrap()) == subscription) else {
+        return (State::Free, None);
+    };
+    let overdue = |reason| match deadline {
+        Some(deadline) if now < deadline => (State::Grace, None),
+        _ => (State::Ended, Some(reason)),
+    };
+    match counts["status"].as_str().unwrap() {
+        "active" => (State::Active, None),
+        "past_due" | "unpaid" => overdue(Reason::PaymentOverdue),
+        "paused" => match counts["status_details"]["paused"]["subscription"]["type"].as_str().unwrap() {
+            "first_payment_failure" | "final_payment_failure" => overdue(Reason::Paused),
+            _ => (State::Ended, Some(Reason::Paused)),
+        },
+        "canceled" if deadline.is_some() => overdue(Reason::PaymentOverdue),
+        "canceled" if paid_late(step, counts).is_some_and(|end| now.as_secs() < end) => (State::Active, None),
+        "incomplete" | "incomplete_expired" | "canceled" => (State::Free, None),
+        other => panic!("no story has a subscription that is {other}"),
+    }
+}
+
+/// The end of what was paid for after the subscription's end.
+fn paid_late(step: &Step, subscription: &Value) -> Option<i64> {
+    let its = |invoice: &&Value| {
+        let paid_at = invoice["status_transitions"]["paid_at"].as_i64();
+        subscription_of(invoice) == subscription["id"] && paid_at > subscription["ended_at"].as_i64()
+    };
+    let lines = step.invoices.iter().filter(its).flat_map(|invoice| invoice["lines"]["data"].as_array().unwrap());
+    lines.filter_map(|line| line["period"]["end"].as_i64()).max()
 }
 
 /// The second in which grace ends.

@@ -156,6 +156,34 @@ pub(super) async fn lapse_and_pay_late() -> Story {
     stage.end().await
 }
 
+/// 6b. The subscription was cancelled by dunning when it is paid after all.
+pub(super) async fn pay_after_the_end() -> Story {
+    let mut stage = Stage::begin("lapse, and pay after the end").await;
+    stage.post("/_sandbox/settings", &[("after_retries", "canceled")]).await;
+    let subscription = subscriber_with(&mut stage, "pm_card_chargeCustomerFail").await;
+    steps(&mut stage, &[(RENEWAL, "is renewed")]).await;
+    steps(&mut stage, &RETRIES).await;
+    stage.until(CHARGED + 10 * DAY).await;
+    pay_late(&mut stage, &subscription).await;
+    steps(&mut stage, &[(CHARGED + 11 * DAY, "a day later"), (60 * DAY, "what was paid for is over")]).await;
+    stage.end().await
+}
+
+/// 6c. The failed payment pauses the subscription, and is made up for on the second day or never.
+pub(super) async fn paused_by_failure(recovers: bool) -> Story {
+    let name = if recovers { "paused by a failed payment, and paid" } else { "paused by a failed payment" };
+    let mut stage = Stage::begin(name).await;
+    stage.post("/_sandbox/settings", &[("pause_on_payment_failure", "first")]).await;
+    let subscription = subscriber_with(&mut stage, "pm_card_chargeCustomerFail").await;
+    steps(&mut stage, &[(RENEWAL, "is renewed"), (CHARGED, "fails"), (CHARGED + DAY, "waits")]).await;
+    if recovers {
+        stage.until(CHARGED + 2 * DAY).await;
+        pay_late(&mut stage, &subscription).await;
+    }
+    steps(&mut stage, &[(CHARGED + 4 * DAY, "later"), (CHARGED + 9 * DAY, "later still")]).await;
+    stage.end().await
+}
+
 /// 7. Up to the dearer plan on the fifth day, and back on the tenth.
 pub(super) async fn upgrade_and_downgrade() -> Story {
     let mut stage = Stage::begin("upgrade and downgrade mid-period").await;
@@ -270,6 +298,9 @@ pub(super) async fn all() -> Vec<Story> {
         fail_and_lapse("unpaid").await,
         fail_and_lapse("canceled").await,
         lapse_and_pay_late().await,
+        pay_after_the_end().await,
+        paused_by_failure(true).await,
+        paused_by_failure(false).await,
         upgrade_and_downgrade().await,
         cancel_and_stay().await,
         double_subscription().await,
