@@ -1323,19 +1323,27 @@ async fn all_subscriptions_are_read_each_on_its_own() {
     let mut expanded = subscription();
     expanded["latest_invoice"] = invoice();
     expanded["canceled_at"] = 1_795_500_000.into();
+    expanded["customer"] = customer();
+    let mut deleted = subscription();
+    deleted["customer"] = json!({ "id": "cus_gone", "object": "customer", "deleted": true });
     let mut broken = subscription();
     broken["id"] = "sub_odd".into();
     broken.as_object_mut().unwrap().remove("status");
     let mut strange = subscription();
     strange["id"] = "sub_strange".into();
     strange["created"] = "yesterday".into();
-    let data = json!([expanded, broken, strange, subscription()]);
+    let data = json!([expanded, broken, strange, deleted, subscription()]);
     let server = Server::start(move |_, _| ok(&json!({ "data": data, "has_more": false })));
     let page = server.stripe().all_subscriptions(Some("sub_9")).await.unwrap();
-    assert_eq!(server.received()[0].query, "expand[0]=data.latest_invoice&limit=100&starting_after=sub_9&status=all");
+    assert_eq!(
+        server.received()[0].query,
+        "expand[0]=data.customer&expand[1]=data.latest_invoice&limit=100&starting_after=sub_9&status=all"
+    );
     assert_eq!(page.next, None);
-    let [Ok(first), Err(broken), Err(strange), Ok(last)] = &page.data[..] else { panic!("{page:?}") };
+    let [Ok(first), Err(broken), Err(strange), Ok(deleted), Ok(last)] = &page.data[..] else { panic!("{page:?}") };
     assert_eq!((first.customer.as_str(), first.facts.id.as_str(), &first.facts.status), ("cus_ada", "sub_ada", &Status::PastDue));
+    assert_eq!((first.customer_user.as_ref(), first.customer_deleted), (Some(&user("ada of the customer")), false));
+    assert_eq!((deleted.customer.as_str(), deleted.customer_deleted), ("cus_gone", true));
     let overdue = ListedInvoice { id: InvoiceId::new("in_2").unwrap(), standing: InvoiceStanding::Overdue };
     assert_eq!((first.invoice.as_ref(), first.changed_at), (Some(&overdue), EpochSecs::new(1_795_500_000)));
     assert_eq!((last.invoice.as_ref(), last.changed_at), (None, EpochSecs::new(1_793_534_401)), "of an id nothing more is known");

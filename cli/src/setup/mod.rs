@@ -276,7 +276,8 @@ impl<K: KeySource, P: Parameters, C: Clock> Setup<K, P, C> {
              - Failed payments. Settings, Billing, Revenue recovery: Smart Retries for longer than the {days} days of grace, and afterwards \
              cancel the subscription or leave it past due.\n\
              - The functions' key. Developers, API keys, Create restricted key: write Meter events, Customers, Checkout Sessions and \
-             Customer portal; read Subscriptions, Invoices, Charges, Disputes, Prices, Meters and, in test mode, Test clocks; nothing else. Then:\n    \
+             Customer portal; read Subscriptions, Invoices, Charges, Disputes, Prices, Meters, Events, Webhook Endpoints and, in test mode, \
+             Test clocks; nothing else. Then:\n    \
              TOKENTILL_FUNCTIONS_KEY=rk_… cargo till setup --store-key --apply   (or write {stripe_key_parameter} yourself)\n\
              - E-mails. Settings, Billing, Customer e-mails: leave those about failed payments switched on, since Tokentill sends none yet.\n\
              The signing secrets are in {webhook_secrets_parameter}. Test mode and live mode have meters, prices, endpoints and portals of their own: \

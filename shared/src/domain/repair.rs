@@ -25,6 +25,10 @@ const CLOCKS_DIFFER_SECS: i64 = MINUTE_SECS;
 pub struct ListedSubscription {
     /// Whose it is.
     pub customer: CustomerId,
+    /// Whether that customer was deleted, so that a look at it shows nothing of this any more.
+    pub customer_deleted: bool,
+    /// The user that the customer's own metadata name.
+    pub customer_user: Option<UserId>,
     /// The subscription itself.
     pub facts: SubscriptionFacts,
     /// How its newest invoice stands, if it has one and Stripe showed it.
@@ -139,10 +143,17 @@ pub fn differs(known: Known<'_>, listed: &ListedSubscription, prices: &PriceList
     }
     let facts = &listed.facts;
     let is_live = facts.status.is_live();
+    let names_user = facts.user_id.is_some() || listed.customer_user.is_some();
+    // A deleted customer's subscriptions end with it, and keep saying whose they were. Only the end may have been missed.
+    if listed.customer_deleted {
+        let Known::Joined(_, Some(account)) = known else { return None };
+        let is_missed = account.customer_id == listed.customer && account.has_live_subscription();
+        return is_missed.then_some(Difference::Status);
+    }
     let (user, account) = match known {
         // One that is over and names nobody concerns nobody.
-        Known::Nothing => return (is_live || facts.user_id.is_some()).then_some(Difference::UnknownCustomer),
-        Known::NoUser => return facts.user_id.is_some().then_some(Difference::UserNamed),
+        Known::Nothing => return (is_live || names_user).then_some(Difference::UnknownCustomer),
+        Known::NoUser => return names_user.then_some(Difference::UserNamed),
         Known::Refused => return None,
         Known::Joined(_, None) => return Some(Difference::NoAccount),
         Known::Joined(user, Some(account)) => (user, account),
@@ -214,11 +225,11 @@ fn invoice(account: &Account, listed: &ListedSubscription) -> Option<Difference>
 #[must_use]
 pub fn was_seen(account: &Account, event: &Hint) -> bool {
     let told_by_itself = event.kind.starts_with("charge.") || event.is_about_a_test_clock() || event.is_about_rejected_usage();
-    let after_ms = event.created.plus_secs(CLOCKS_DIFFER_SECS).as_secs().saturating_mul(1000);
+    let created_ms = event.created.as_secs().saturating_mul(1000);
     let failure = event.payment_failure();
     let known = failure.as_ref().and_then(|failure| account.overdue.get(&failure.invoice)).map(|overdue| overdue.since);
     let fetched = Fetched { at_ms: account.fetched_at_ms, before_ms: 0 };
-    !told_by_itself && sync::may_skip(fetched, known, failure.as_ref(), after_ms, false)
+    !told_by_itself && sync::may_skip(fetched, known, failure.as_ref(), created_ms, false)
 }
 
 /// A webhook endpoint at Stripe.
@@ -346,6 +357,8 @@ mod tests {
         };
         ListedSubscription {
             customer: CustomerId::new("cus_1").unwrap(),
+            customer_deleted: false,
+            customer_user: None,
             facts: SubscriptionFacts {
                 id: SubscriptionId::new("sub_1").unwrap(),
                 status: Status::Active,
@@ -473,6 +486,10 @@ mod tests {
         nameless.facts.user_id = None;
         let mut over = nameless.clone();
         over.facts.status = Status::Canceled;
+        let mut named_by_customer = nameless.clone();
+        named_by_customer.customer_user = Some(user.clone());
+        let found_now = differs(Known::NoUser, &named_by_customer, &prices, at(LISTED).as_secs() * 1000);
+        assert_eq!(found_now, Some(Difference::UserNamed));
         let mut named_and_over = named.clone();
         named_and_over.facts.status = Status::Canceled;
         for (known, expected) in [
@@ -493,6 +510,25 @@ mod tests {
     }
 
     #[test]
+    fn of_a_deleted_customer_only_its_end_may_have_been_missed() {
+        let mut gone = listed();
+        gone.customer_deleted = true;
+        gone.facts.status = Status::Canceled;
+        gone.facts.ended_at = Some(at("2026-11-11T00:00:00Z"));
+        let mut account = subscribed(START);
+        assert_eq!(found(&account, &gone), Some(Difference::Status));
+        // It ended for us when it was looked at, and at Stripe when it was deleted.
+        let subscription = account.subscription.as_mut().unwrap();
+        (subscription.status, subscription.ended_at) = (Status::Canceled, Some(at("2026-11-11T00:00:09Z")));
+        assert_eq!(found(&account, &gone), None);
+        let prices = PriceList::shipped().unwrap();
+        let user = UserId::new("ada").unwrap();
+        for known in [Known::Nothing, Known::NoUser, Known::Refused, Known::Joined(&user, None)] {
+            assert_eq!(differs(known, &gone, &prices, at(LISTED).as_secs() * 1000), None, "{known:?}");
+        }
+    }
+
+    #[test]
     fn an_event_was_seen_if_its_customer_was_fetched_since() {
         let event = |kind: &str, created: EpochSecs| Hint {
             v: HINT_VERSION,
@@ -507,7 +543,7 @@ mod tests {
             swept: false,
         };
         let mut account = subscribed(START);
-        let before = at(START).plus_secs(-62);
+        let before = at(START).plus_secs(-2);
         assert!(was_seen(&account, &event("invoice.paid", before)));
         assert!(!was_seen(&account, &event("invoice.paid", before.plus_secs(1))));
         assert!(!was_seen(&account, &event("charge.refunded", before)), "its event alone tells of it");

@@ -55,8 +55,10 @@ impl<K: KeySource> StripeLists for Stripe<K> {
         &self,
         after: Option<&str>,
     ) -> Result<StripePage<Result<ListedSubscription, String>>, StripeError> {
-        let list =
-            ListSubscription::new().status(ListSubscriptionStatus::All).expand(["data.latest_invoice".to_owned()]).limit(PAGE);
+        let list = ListSubscription::new()
+            .status(ListSubscriptionStatus::All)
+            .expand(["data.customer".to_owned(), "data.latest_invoice".to_owned()])
+            .limit(PAGE);
         let list = match after {
             Some(after) => list.starting_after(after),
             None => list,
@@ -115,6 +117,14 @@ fn listed_subscription(text: &str) -> Result<ListedSubscription, String> {
     let beside: Beside = json::from_str(text).map_err(|_| strange(text))?;
     let what = format!("subscription {}", facts.id);
     let customer = need(named(beside.customer.as_ref()), &what, "customer")?;
+    let (customer_deleted, customer_user) = match &beside.customer {
+        Some(Value::Object(_)) => {
+            let text = json::to_string(&beside.customer);
+            let customer = json::from_str::<decode::Customer>(&text).map_err(|_| format!("{what}: its customer is none"))?;
+            (customer.is_deleted(), customer.user_id())
+        }
+        _ => (false, None),
+    };
     let invoice = match &beside.latest_invoice {
         Some(Value::Object(_)) => {
             let text = json::to_string(&beside.latest_invoice);
@@ -128,6 +138,8 @@ fn listed_subscription(text: &str) -> Result<ListedSubscription, String> {
     let changed_at = moments.into_iter().flatten().chain(invoiced_at).chain(periods).max().unwrap_or_default();
     Ok(ListedSubscription {
         customer: CustomerId::new(customer).map_err(|error| error.to_string())?,
+        customer_deleted,
+        customer_user,
         invoice: invoice.map(BesideInvoice::read).transpose()?,
         changed_at: EpochSecs::new(changed_at),
         facts,

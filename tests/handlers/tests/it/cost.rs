@@ -2,11 +2,13 @@
 
 use std::{collections::BTreeSet, fmt::Write as _, path::Path};
 
-use handlers::{WireFault, World};
+use ::sweeper::sweep;
+use handlers::{Lists, WireFault, World};
 use serde_json::Value;
 use tokentill::ports::{Clock as _, ReporterMemory, ReporterState as _};
 
 use crate::{
+    repair,
     reporter::{function as reporter, invocation},
     samples::{at, commit, sqs_event, subscriber},
     sweeper::function as sweeper,
@@ -305,6 +307,71 @@ fn there_are_at_most_ten_custom_metrics_and_each_that_an_alarm_looks_at_is_writt
     assert!(!looked_at.is_empty() && looked_at.is_subset(&written), "{looked_at:?} of {written:?}");
 }
 
+/// An hour's sweep that finds nothing and compares nothing: read units, write units, calls to Stripe.
+async fn sweep_of_an_hour(world: &World) -> [f64; 3] {
+    let lists = Lists::new(repair::URL);
+    let repair = repair::function(world, &lists);
+    let sweep = async |id: &str| {
+        let now = world.clock.now();
+        sweep(&sweeper(world), &repair, now, &repair::invocation(world, id)).await.unwrap();
+        let calls = ["events", "all_subscriptions", "endpoints"].map(|call| lists.faults.calls(call));
+        let (units, ..) = world.wire.counted();
+        [units.reads_in_all(), units.writes_in_all() as f64, calls.iter().sum::<usize>() as f64]
+    };
+    // The first of a day compares.
+    let before = sweep("inv_first").await;
+    world.clock.advance_ms(3_600_000);
+    let after = sweep("inv_second").await;
+    [0, 1, 2].map(|at| after[at] - before[at])
+}
+
+/// What repair asks Stripe and reads, for so many subscriptions of which none differs.
+async fn repair_rows() -> String {
+    let world = World::start().await;
+    world.wire.load(None);
+    let [reads, writes, calls] = sweep_of_an_hour(&world).await;
+    let mut table =
+        String::from("| what | calls to Stripe | read units | write units | dollars a month |\n|---|---|---|---|---|\n");
+    let mut row = |what: &str, times: f64, [reads, writes, calls]: [f64; 3]| {
+        let dollars = times * (reads * DOLLARS_A_MILLION_READS + writes * DOLLARS_A_MILLION_WRITES) / 1e6;
+        let _ = writeln!(table, "| {what} | {} | {} | {} | {dollars:.2} |", many(calls), many(reads), many(writes));
+    };
+    row("an hour that finds nothing", 730.0, [reads, writes, calls]);
+    // A day's comparison of 300, less an hour that compares nothing: each page costs the same.
+    let pages = 3;
+    let lists = Lists::new(repair::URL);
+    for n in 0..pages * 100 {
+        let (customer, user) = (format!("cus_{n}"), format!("user_{n}"));
+        let facts = subscriber(&customer, &user, "2026-11-10T00:00:00Z");
+        commit(&world, &user, &facts).await;
+        lists.add_subscription(Ok(repair::listed(&facts)));
+    }
+    world.clock.advance_ms(86_400_000);
+    let repair = repair::function(&world, &lists);
+    let (units, ..) = world.wire.counted();
+    let before = [units.reads_in_all(), units.writes_in_all() as f64];
+    let run = repair.run(world.clock.now(), &repair::invocation(&world, "inv_day")).await;
+    assert_eq!((run.compared, run.differences, run.failed), (300, 0, 0));
+    let (units, ..) = world.wire.counted();
+    let asked = lists.faults.calls("all_subscriptions");
+    assert_eq!(asked, pages);
+    let a_page = [
+        (units.reads_in_all() - before[0] - reads) / pages as f64,
+        (units.writes_in_all() as f64 - before[1] - writes) / pages as f64,
+    ];
+    for subscriptions in [1_000.0, 10_000.0, 100_000.0] {
+        let pages = subscriptions / 100.0;
+        let what = format!("a day's comparison of {} subscriptions", many(subscriptions));
+        row(&what, 30.4, [a_page[0] * pages, a_page[1] * pages, pages]);
+    }
+    table
+}
+
+#[tokio::test]
+async fn what_repair_asks_for_in_the_cost_page_is_counted() {
+    expect_between("repair", &repair_rows().await);
+}
+
 /// What a stack costs a month in which nothing happens, of what is not free.
 async fn idle() -> String {
     let world = World::start().await;
@@ -323,9 +390,8 @@ async fn idle() -> String {
     }
     let (units, ..) = world.wire.counted();
     let (reads, writes) = (units.reads_in_all() - reads_before, units.writes_in_all() as f64);
-    let before = world.wire.counted().0.reads_in_all();
-    sweeper(&world).run(world.clock.now()).await.unwrap();
-    let sweeps = world.wire.counted().0.reads_in_all() - before;
+    let [sweeps, sweep_writes, _] = sweep_of_an_hour(&world).await;
+    let writes = writes + sweep_writes;
 
     let functions = of_type("AWS::Serverless::Function");
     let queues = functions.iter().filter_map(|function| function["Properties"]["Events"].as_mapping());
