@@ -286,11 +286,11 @@ async fn every_schedule_there_is_ends_in_the_same_account() {
         }
         states += reached.len();
     }
-    assert_eq!((states, deliveries), (2_383, 29_091), "of {} stories", stories().await.len());
+    assert_eq!((states, deliveries), (2_917, 38_671), "of {} stories", stories().await.len());
 }
 
 /// The most events of a story that are permuted one by one.
-const PERMUTED: usize = 6;
+const PERMUTED: usize = 5;
 
 /// After the end of a story every event may still come, and each fetch shows the same. All orders of some of its events, payment
 /// failures before others, one by one: each event comes twice, and wherever an order breaks off the rest is lost, and one look
@@ -319,8 +319,8 @@ async fn every_order_after_the_end_ends_in_the_same_account() {
             }
         }
     }
-    // The ordered parts of six things are 1,957.
-    assert_eq!(orders, 14 * 1_957);
+    // The ordered parts of five things are 326.
+    assert_eq!(orders, 17 * 326);
 }
 
 /// A delivery of a random schedule.
@@ -349,7 +349,7 @@ fn schedule(story: &Story, random: &mut Rng) -> Vec<Delivery> {
 #[tokio::test]
 async fn any_order_in_between_ends_in_the_same_account() {
     /// Of each story.
-    const SCHEDULES: u64 = 250;
+    const SCHEDULES: u64 = 100;
     let mut orders = BTreeSet::new();
     for story in stories().await {
         let expected = in_order(story);
@@ -371,7 +371,7 @@ async fn any_order_in_between_ends_in_the_same_account() {
             orders.insert((story.name, schedule.iter().map(|delivery| (delivery.step, delivery.event)).collect::<Vec<_>>()));
         }
     }
-    assert!(orders.len() > 3_400, "{} different orders", orders.len());
+    assert!(orders.len() > 1_600, "{} different orders", orders.len());
 }
 
 #[tokio::test]
