@@ -24,10 +24,9 @@
 //! - [`any_order_through_the_function_ends_in_the_same_account`]: random schedules through the `sync` function on the embedded
 //!   DynamoDB, with clocks that differ and functions that race each other.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque, btree_map::Entry};
 
 use fastrand::Rng;
-
 use handlers::story::{Step, Story};
 use tokentill::domain::{
     access::standing,
@@ -276,10 +275,10 @@ async fn every_schedule_there_is_ends_in_the_same_account() {
                     next.deliver(story, step, failure);
                     deliveries += 1;
                     let key = key(&next);
-                    if !reached.contains_key(&key) {
+                    if let Entry::Vacant(new) = reached.entry(key) {
                         compare(story, step, &next, expected, &|| format!("{failure:?} after {play:#?}"));
                         to_do.push_back(next.clone());
-                        reached.insert(key, next);
+                        new.insert(next);
                     }
                 }
             }
