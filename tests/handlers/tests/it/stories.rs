@@ -27,7 +27,6 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque, btree_map::Entry};
 
 use fastrand::Rng;
-
 use handlers::story::{Step, Story};
 use tokentill::domain::{
     access::standing,
@@ -275,7 +274,8 @@ async fn every_schedule_there_is_ends_in_the_same_account() {
                     let mut next = play.clone();
                     next.deliver(story, step, failure);
                     deliveries += 1;
-                    if let Entry::Vacant(new) = reached.entry(key(&next)) {
+                    let key = key(&next);
+                    if let Entry::Vacant(new) = reached.entry(key) {
                         compare(story, step, &next, expected, &|| format!("{failure:?} after {play:#?}"));
                         to_do.push_back(next.clone());
                         new.insert(next);
@@ -285,11 +285,11 @@ async fn every_schedule_there_is_ends_in_the_same_account() {
         }
         states += reached.len();
     }
-    assert_eq!((states, deliveries), (2_383, 29_091), "of {} stories", stories().await.len());
+    assert_eq!((states, deliveries), (2_917, 38_671), "of {} stories", stories().await.len());
 }
 
 /// The most events of a story that are permuted one by one.
-const PERMUTED: usize = 6;
+const PERMUTED: usize = 5;
 
 /// After the end of a story every event may still come, and each fetch shows the same. All orders of some of its events, payment
 /// failures before others, one by one: each event comes twice, and wherever an order breaks off the rest is lost, and one look
@@ -318,8 +318,8 @@ async fn every_order_after_the_end_ends_in_the_same_account() {
             }
         }
     }
-    // The ordered parts of six things are 1,957.
-    assert_eq!(orders, 14 * 1_957);
+    // The ordered parts of five things are 326.
+    assert_eq!(orders, 17 * 326);
 }
 
 /// A delivery of a random schedule.
@@ -348,7 +348,7 @@ fn schedule(story: &Story, random: &mut Rng) -> Vec<Delivery> {
 #[tokio::test]
 async fn any_order_in_between_ends_in_the_same_account() {
     /// Of each story.
-    const SCHEDULES: u64 = 250;
+    const SCHEDULES: u64 = 100;
     let mut orders = BTreeSet::new();
     for story in stories().await {
         let expected = in_order(story);
@@ -370,7 +370,7 @@ async fn any_order_in_between_ends_in_the_same_account() {
             orders.insert((story.name, schedule.iter().map(|delivery| (delivery.step, delivery.event)).collect::<Vec<_>>()));
         }
     }
-    assert!(orders.len() > 3_400, "{} different orders", orders.len());
+    assert!(orders.len() > 1_600, "{} different orders", orders.len());
 }
 
 #[tokio::test]

@@ -149,6 +149,8 @@ enum Access {
     Never,
     Given,
     Taken,
+    /// The subscription's end was told.
+    Over,
 }
 
 impl Listener {
@@ -162,7 +164,7 @@ impl Listener {
     fn hear_one(&mut self, notice: &Notice) -> Result<(), String> {
         let until = notice.access_until.map(|until| until.as_secs());
         let is_news = match notice.kind {
-            NoticeKind::AccountProvisioned => self.access == Access::Never,
+            NoticeKind::AccountProvisioned => matches!(self.access, Access::Never | Access::Over),
             NoticeKind::PlanChanged => self.plan != notice.plan,
             NoticeKind::GraceStarted => !self.in_grace,
             NoticeKind::GraceReminder => self.in_grace && self.reminders < 2,
@@ -172,7 +174,7 @@ impl Listener {
             NoticeKind::AccessRestored => self.access != Access::Given,
             NoticeKind::SubscriptionEnding => self.ending != until && until.is_some(),
             NoticeKind::SubscriptionContinued => self.ending.is_some(),
-            NoticeKind::SubscriptionEnded => self.access != Access::Never,
+            NoticeKind::SubscriptionEnded => self.access != Access::Over,
             NoticeKind::TrialEnding => until.is_some_and(|until| self.trial_ending.insert(until)),
             NoticeKind::PaymentRefunded | NoticeKind::PaymentDisputed => self.payments.insert(notice.notice_id.clone()),
         };
@@ -182,7 +184,7 @@ impl Listener {
         match notice.kind {
             NoticeKind::AccountProvisioned | NoticeKind::AccessRestored => self.access = Access::Given,
             NoticeKind::AccessEnded => (self.access, self.in_grace) = (Access::Taken, false),
-            NoticeKind::SubscriptionEnded => (self.access, self.in_grace) = (Access::Never, false),
+            NoticeKind::SubscriptionEnded => (self.access, self.in_grace) = (Access::Over, false),
             NoticeKind::GraceStarted => (self.in_grace, self.reminders) = (true, 0),
             NoticeKind::GraceCleared => self.in_grace = false,
             NoticeKind::GraceReminder => self.reminders += 1,
@@ -201,7 +203,7 @@ impl Listener {
             State::Trialing | State::Active | State::Grace => self.access == Access::Given,
             // Who was first looked at after the end was never told of access, and is not told of its end.
             State::Ended => self.access != Access::Given,
-            State::Free | State::None => self.access == Access::Never,
+            State::Free | State::None => matches!(self.access, Access::Never | Access::Over),
         };
         access && self.in_grace == (state == State::Grace)
     }
