@@ -578,6 +578,9 @@ async fn a_bounce_a_complaint_and_a_rejection_are_noted_once_and_stop_nothing() 
         assert_eq!((&row[attribute], &row["email_state"]), (&json!(code), &json!("sent")));
         assert!(!row.to_string().contains("ada@example.com"), "{row}");
         assert_eq!(bench.notifier.outbox.faults.calls("note_feedback"), 2);
+        // The second time nothing was written, so that nobody is called twice.
+        let Trigger::Mail(Told::Of { feedback, .. }) = told(sample, &email_id) else { panic!("{sample}") };
+        assert!(!bench.world.store().note_feedback(&email_id, &feedback).await.unwrap());
     }
 }
 
