@@ -7,6 +7,7 @@ mod calls;
 mod life;
 mod sale;
 mod table;
+mod told;
 
 use std::time::{Duration, Instant};
 
@@ -84,7 +85,8 @@ impl<'a> Demo<'a> {
         step("demo: calls of the month that is over", self.late_calls()).await?;
         step("demo: seven days of grace", self.seven_days_of_grace()).await?;
         step("demo: the invoice is paid after all", self.late_payment()).await?;
-        step("demo: ada cancels at the period's end", self.cancellation()).await
+        step("demo: ada cancels at the period's end", self.cancellation()).await?;
+        step("demo: what ada and other programs were told", self.told()).await
     }
 
     async fn thousand_calls(&mut self) -> Result<()> {

@@ -26,6 +26,8 @@ impl Row {
 pub struct Table {
     /// The rows.
     pub rows: Vec<Row>,
+    /// What is worth a look besides, and where it is; printed after the rows.
+    pub besides: String,
 }
 
 impl Table {
@@ -49,7 +51,8 @@ impl fmt::Display for Table {
             writeln!(out, "{what:WHAT_WIDTH$}  {expected:VALUE_WIDTH$}  {is:VALUE_WIDTH$}  {mark}")?;
         }
         let good = self.rows.iter().filter(|row| row.ok()).count();
-        write!(out, "{good} of {} as expected", self.rows.len())
+        write!(out, "{good} of {} as expected", self.rows.len())?;
+        if self.besides.is_empty() { Ok(()) } else { write!(out, "\n\n{}", self.besides) }
     }
 }
 
@@ -63,16 +66,19 @@ mod tests {
 
     #[test]
     fn a_table_fits_a_hundred_columns_and_says_no_loudly() {
-        let table = Table { rows: vec![row("2026-12-29T12:00:00Z", "grace, allowed"), row("1", "1")] };
+        let rows = vec![row("2026-12-29T12:00:00Z", "grace, allowed"), row("1", "1")];
+        let table = Table { rows, besides: String::new() };
         let text = table.to_string();
         assert!(text.lines().all(|line| line.len() <= 100), "{text}");
         assert!(text.contains("NO\n") && text.ends_with("1 of 2 as expected"), "{text}");
         assert!(!table.ok());
+        let table = Table { besides: "E-mails: none".to_owned(), ..table };
+        assert!(table.to_string().ends_with("1 of 2 as expected\n\nE-mails: none"));
     }
 
     #[test]
     fn nothing_looked_at_is_not_well() {
         assert!(!Table::default().ok());
-        assert!(Table { rows: vec![row("1", "1")] }.ok());
+        assert!(Table { rows: vec![row("1", "1")], ..Table::default() }.ok());
     }
 }
