@@ -431,6 +431,21 @@ async fn of_a_customer_without_an_account_twenty_refunds_are_remembered_and_then
     assert_eq!(told(&bench).await.len(), 20);
 }
 
+/// DynamoDB removes what has expired up to two days late, so nothing that access depends on may expire at all.
+#[tokio::test]
+async fn no_account_and_no_customer_ever_expires() {
+    let bench = bench().await;
+    let paid = Story::LatePayment.prepare(&bench).await;
+    bench.done(&paid).await;
+    let template: yaml_serde::Value = yaml_serde::from_str(include_str!("../../../../template.yaml")).unwrap();
+    let expiry = |table: &str| template["Resources"][table]["Properties"]["TimeToLiveSpecification"].clone();
+    assert!(!expiry("ProcessedTable").is_null(), "this is how the template would say so");
+    for (table, resource) in [("accounts", "AccountsTable"), ("customers", "CustomersTable")] {
+        assert_eq!(bench.world.item(table).await.get("expires_at"), None, "{table}");
+        assert!(template["Resources"][resource].is_mapping() && expiry(resource).is_null(), "{resource}");
+    }
+}
+
 /// G7: seven times 24 hours, whatever the calendar and the clocks of some countries do meanwhile.
 #[test]
 fn a_grace_period_is_as_long_over_leap_days_month_ends_and_changes_of_clocks() {

@@ -43,7 +43,7 @@ async fn answer(webhook: &Function, secret: &str, moment: i64) -> u16 {
 }
 
 #[tokio::test]
-async fn a_secret_that_is_rotated_while_a_function_is_warm_is_good_within_five_minutes_and_the_old_one_as_long_as_it_is_there() {
+async fn a_secret_rotated_while_a_function_is_warm_is_good_within_five_minutes_and_so_is_the_old_one_while_it_stands() {
     let wire = Wire::default();
     let webhook = function(&wire);
     for (nth, value) in [(1, "whsec_old"), (2, "whsec_new whsec_old"), (3, "whsec_new")] {
@@ -64,7 +64,7 @@ async fn a_secret_that_is_rotated_while_a_function_is_warm_is_good_within_five_m
 }
 
 #[tokio::test]
-async fn a_secret_store_that_is_down_fails_the_start_and_is_bridged_for_an_hour_and_one_that_refuses_is_not_bridged() {
+async fn a_store_that_is_down_fails_the_start_and_is_bridged_for_an_hour_and_a_refusal_is_not() {
     let wire = Wire::default();
     let webhook = function(&wire);
     wire.at("GetParameter", 1, WireFault::LoseRequest);
