@@ -165,6 +165,13 @@ pub trait PaymentNotices {
     /// # Errors
     /// [`Unavailable`] if it is not certain that it was done.
     async fn tell(&self, notice: Option<&Notice>, processed: &EventId, at_ms: i64) -> Result<Told, Unavailable>;
+
+    /// Keeps what is to be told later with its customer's record, under the version that was read, and marks the event as
+    /// processed; both or neither.
+    ///
+    /// # Errors
+    /// [`Unavailable`] if it is not certain that it was done.
+    async fn keep_untold(&self, record: &CustomerRecord, processed: &EventId, at_ms: i64) -> Result<Commit, Unavailable>;
 }
 
 /// What became of a notice.
@@ -223,7 +230,7 @@ pub struct CustomerRecord {
     pub standing: CustomerStanding,
     /// The user it belongs to, or claims.
     pub user_id: Option<UserId>,
-    /// When the fetch began that showed it, in milliseconds since 1970.
+    /// When the fetch began that showed it, in milliseconds since 1970; 0 if only a payment of it was heard of so far.
     pub seen_at_ms: i64,
     /// When the fetch before that one began; 0 if there was none.
     #[serde(default)]
@@ -231,6 +238,9 @@ pub struct CustomerRecord {
     /// Of each open invoice, whatever it is for, the earliest known failure (G2).
     #[serde(default)]
     pub failures: Failures,
+    /// Payments that were refunded or disputed while it had no account, by their charge or dispute: told with its first commit.
+    #[serde(default)]
+    pub untold: BTreeMap<String, Payment>,
 }
 
 /// What became of a customer.

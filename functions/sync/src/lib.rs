@@ -16,7 +16,7 @@ use tokentill::{
         facts::CustomerFacts,
         hint::{HINT_VERSION, Hint, PaymentFailure},
         id::{CustomerId, EventId, InvoiceId, UserId, composite_key},
-        notice::{self, Notice},
+        notice::{self, Notice, Payment},
         price_list::PriceList,
         sync::{self, Alarm, Decision, Failures, Fetched},
         time::EpochSecs,
@@ -36,6 +36,9 @@ pub use listener::Listener;
 const MAX_RACES: usize = 5;
 /// The longest a transient error puts a hint off.
 const MAX_BACKOFF_SECS: u32 = 900;
+/// Of how many refunds and disputes a customer without an account is remembered, to be told once it has one. They are told with
+/// the account's commit, which has room for a hundred items.
+const MOST_UNTOLD: usize = 20;
 
 /// The function, with what it needs of the world.
 #[derive(Debug)]
@@ -91,6 +94,11 @@ pub enum Outcome {
         user_id: Option<UserId>,
         /// Whether it was told now: to a user, and for the first time.
         is_new: bool,
+    },
+    /// A payment was refunded or disputed whose customer has no account yet.
+    PaymentOfNobody {
+        /// Whether it is told once the customer has one. Only so many of a customer are.
+        is_kept: bool,
     },
     /// A test clock's customers were queued, each on its own.
     FannedOut {
@@ -274,18 +282,36 @@ where
             Err(error) => return Err(error.into()),
         };
         let Some(PaymentFacts { customer: Some(customer), payment }) = shown else { return Ok(Outcome::NoCustomer) };
-        let record = self.accounts.customer(&customer).await?;
-        let user = record.filter(|record| record.standing == CustomerStanding::Joined).and_then(|record| record.user_id);
-        let account = match &user {
-            Some(user) => self.accounts.account(user).await?,
-            None => None,
-        };
-        let now_ms = self.clock.now_ms();
-        let now = EpochSecs::from_ms(now_ms);
-        let notice =
-            account.zip(payment).map(|(account, payment)| notice::of_payment(&account, &customer, payment, &self.prices, now));
-        let told = self.accounts.tell(notice.as_ref(), &hint.event_id, now_ms).await?;
-        Ok(Outcome::Payment { user_id: user, is_new: told == Told::Now })
+        for _ in 0..MAX_RACES {
+            let record = self.accounts.customer(&customer).await?;
+            let joined = record.as_ref().filter(|record| record.standing == CustomerStanding::Joined);
+            let user = joined.and_then(|record| record.user_id.clone());
+            let account = match &user {
+                Some(user) => self.accounts.account(user).await?,
+                None => None,
+            };
+            let now_ms = self.clock.now_ms();
+            let notice = match (account, &payment) {
+                (Some(account), Some(payment)) => {
+                    Some(notice::of_payment(&account, &customer, payment.clone(), &self.prices, EpochSecs::from_ms(now_ms)))
+                }
+                // The record's version keeps this apart from the commit that would tell it.
+                (None, Some(payment)) => match with_untold(&customer, record, payment) {
+                    Some(record) => match self.accounts.keep_untold(&record, &hint.event_id, now_ms).await? {
+                        Commit::Done => return Ok(Outcome::PaymentOfNobody { is_kept: true }),
+                        Commit::LostRace => continue,
+                    },
+                    None => {
+                        self.accounts.tell(None, &hint.event_id, now_ms).await?;
+                        return Ok(Outcome::PaymentOfNobody { is_kept: false });
+                    }
+                },
+                (_, None) => None,
+            };
+            let told = self.accounts.tell(notice.as_ref(), &hint.event_id, now_ms).await?;
+            return Ok(Outcome::Payment { user_id: user, is_new: told == Told::Now });
+        }
+        Err(Again::Races)
     }
 
     async fn customer(&self, hint: &Hint, customer: &CustomerId, sent_at_ms: i64, haste: Haste) -> Result<Outcome, Again> {
@@ -366,13 +392,16 @@ where
                         return Ok(Outcome::SecondClaimant { user_id: joined });
                     }
                 }
-                Decision::Commit { account, notices, alarms, revisit, recount } => {
+                Decision::Commit { account, mut notices, alarms, revisit, recount } => {
                     self.queue_revisits(hint, &revisit).await?;
                     // Before the commit for the same reason: afterwards nobody would know that it is still to be done.
                     if recount {
                         self.recounts.recount(&joined).await?;
                     }
-                    let record = look.came_to(CustomerStanding::Joined, Some(&joined), failures);
+                    let mut record = look.came_to(CustomerStanding::Joined, Some(&joined), failures);
+                    let now = EpochSecs::from_ms(look.fetch_began_ms);
+                    let untold = std::mem::take(&mut record.untold).into_values();
+                    notices.extend(untold.map(|payment| notice::of_payment(&account, customer, payment, &self.prices, now)));
                     let processed = Processed { event_id: &hint.event_id, customer: &record };
                     if self.commit(&account, &notices, Some(processed)).await? == Commit::Done {
                         return Ok(Outcome::Committed { user_id: joined, notices: notices.len(), alarms });
@@ -505,8 +534,31 @@ impl Look<'_> {
             seen_at_ms: self.fetch_began_ms,
             seen_before_ms: self.record.map_or(0, |record| record.seen_at_ms),
             failures,
+            untold: self.record.map(|record| record.untold.clone()).unwrap_or_default(),
         }
     }
+}
+
+/// A customer's record with a payment that is to be told once it has an account; `None` if it has too many of them. A later state
+/// of the same payment takes the place of the earlier one.
+fn with_untold(customer: &CustomerId, record: Option<CustomerRecord>, payment: &Payment) -> Option<CustomerRecord> {
+    let mut record = record.unwrap_or_else(|| CustomerRecord {
+        customer_id: customer.clone(),
+        version: 0,
+        standing: CustomerStanding::NoUser,
+        user_id: None,
+        seen_at_ms: 0,
+        seen_before_ms: 0,
+        failures: Failures::new(),
+        untold: BTreeMap::new(),
+    });
+    if record.version == 0 {
+        // A version makes its moment one to rely on, which that of an older version's record is not.
+        record.seen_at_ms = 0;
+    }
+    record.version = record.version.saturating_add(1);
+    record.untold.insert(payment.dispute_id.as_ref().unwrap_or(&payment.charge_id).clone(), payment.clone());
+    (record.untold.len() <= MOST_UNTOLD).then_some(record)
 }
 
 /// When a customer was fetched last: what its user's account was decided from, or else what its own record tells. A record that an
@@ -569,6 +621,12 @@ fn outcome_line(outcome: &Outcome) -> Line {
         Outcome::Payment { user_id, is_new } => {
             let user = user_id.as_ref().map(|user_id| log::pseudonym(user_id.as_str()));
             line("refund or dispute of a payment").maybe("user", user.as_deref()).field("notices", u64::from(*is_new))
+        }
+        Outcome::PaymentOfNobody { is_kept: true } => {
+            line("refund or dispute of a customer without an account: told once it has one")
+        }
+        Outcome::PaymentOfNobody { is_kept: false } => {
+            line("refund or dispute of a customer without an account: not told, there are too many").count("NeedsAttention", 1)
         }
         Outcome::FannedOut { customers } => line("test clock's customers queued").field("customers", *customers),
         Outcome::UsageRejected { event_id } => {

@@ -35,6 +35,8 @@ pub struct Webhook<S, H, C> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Answer {
     Queued,
+    /// Queued, but it names nothing that could be looked at.
+    QueuedInVain,
     Irrelevant,
     OtherMode,
     BadSignature,
@@ -46,7 +48,7 @@ enum Answer {
 impl Answer {
     fn status(self) -> u16 {
         match self {
-            Self::Queued | Self::Irrelevant | Self::OtherMode => 200,
+            Self::Queued | Self::QueuedInVain | Self::Irrelevant | Self::OtherMode => 200,
             Self::BadSignature | Self::BadBody => 400,
             Self::TooLarge => 413,
             Self::NotReady => 500,
@@ -57,8 +59,9 @@ impl Answer {
         match self {
             Self::Queued => line.count("WebhookAccepted", 1),
             Self::Irrelevant => line.count("WebhookIgnored", 1),
-            // Somebody has to look: an endpoint of the wrong mode, or a function that cannot do its work.
-            Self::OtherMode | Self::NotReady => line.count("NeedsAttention", 1),
+            // Somebody has to look: an endpoint of the wrong mode, an event in a shape that we cannot use, or a function that cannot
+            // do its work.
+            Self::OtherMode | Self::QueuedInVain | Self::NotReady => line.count("NeedsAttention", 1),
             Self::BadSignature | Self::BadBody | Self::TooLarge => line.count("WebhookRefused", 1),
         }
     }
@@ -114,6 +117,9 @@ impl<S: Secrets, H: Hints, C: Clock> Webhook<S, H, C> {
         }
         let about = about("hint queued").maybe("customer", hint.customer.as_ref());
         match self.hints.send(&hint, hint.event_id.as_str()).await {
+            Ok(()) if hint.names_nothing() => {
+                (Answer::QueuedInVain, about.field("message", "event that names nothing"), "queued".to_owned())
+            }
             Ok(()) => (Answer::Queued, about, "queued".to_owned()),
             Err(error) => (
                 Answer::NotReady,

@@ -77,6 +77,12 @@ impl Hint {
         tells_of_rejected_usage(&self.kind)
     }
 
+    /// Whether there is nothing to look at: its event named neither a customer nor an object, although its type is about one.
+    #[must_use]
+    pub fn names_nothing(&self) -> bool {
+        self.customer.is_none() && self.object_id == self.event_id.as_str() && !self.is_about_rejected_usage()
+    }
+
     /// A hint of our own that has `customer` looked at afresh because of this one, whatever is known of it. The same cause gives
     /// the same event id.
     ///

@@ -86,6 +86,11 @@ impl PaymentNotices for Store {
         let sent = self.client.transact_write_items().transact_items(mark).send().await;
         sent.map(|_| Told::Not).map_err(unavailable(TELL))
     }
+
+    async fn keep_untold(&self, record: &CustomerRecord, processed: &EventId, at_ms: i64) -> Result<Commit, Unavailable> {
+        let items = vec![transact_update(self.customer_update(record)?), transact_put(self.processed_put(processed, at_ms)?)];
+        self.commit_all(RECORD, items).await
+    }
 }
 
 /// Whether the first item of a transaction is the reason why it was cancelled: its condition did not hold.

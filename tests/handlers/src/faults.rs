@@ -222,6 +222,10 @@ impl<P: PaymentNotices> PaymentNotices for Faulty<P> {
     async fn tell(&self, notice: Option<&Notice>, processed: &EventId, at_ms: i64) -> Result<Told, Unavailable> {
         self.call("tell", self.port.tell(notice, processed, at_ms)).await
     }
+
+    async fn keep_untold(&self, record: &CustomerRecord, processed: &EventId, at_ms: i64) -> Result<Commit, Unavailable> {
+        self.call("keep_untold", self.port.keep_untold(record, processed, at_ms)).await
+    }
 }
 
 impl<P: DueAccounts> DueAccounts for Faulty<P> {

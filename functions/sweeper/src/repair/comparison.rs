@@ -119,8 +119,9 @@ where
                         None => Known::Joined(user, None),
                     },
                     (CustomerStanding::SecondClaimant, _) => Known::Refused,
-                    (CustomerStanding::NoUser, _) => Known::NoUser,
-                    (CustomerStanding::Joined | CustomerStanding::NotFound, _) => Known::Nothing,
+                    // Nobody has looked whom it names, where only a payment of it was heard of.
+                    (CustomerStanding::NoUser, _) if record.seen_at_ms > 0 => Known::NoUser,
+                    (CustomerStanding::Joined | CustomerStanding::NotFound | CustomerStanding::NoUser, _) => Known::Nothing,
                 },
             };
             let Some(difference) = differs(known, listed, &self.prices, listed_at_ms) else { continue };

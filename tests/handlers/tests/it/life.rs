@@ -1,7 +1,7 @@
 //! A subscription's life where it is cut: `sync` is killed, or loses a request or a reply, at every call of a port, and the hint
 //! comes again. The end is the one without the accident. Also what is told of payments, which change no account.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use handlers::{Fault, Faults, Faulty, Queue, RecountQueue, StripeTruth, TestClock, World};
 use serde_json::{Value, json};
@@ -9,6 +9,7 @@ use sync::{Listener, Outcome, Sync};
 use tokentill::{
     config::StripeMode,
     domain::{
+        access::State,
         facts::{CustomerFacts, PaidInvoice, PausedBy, Status},
         hint::Hint,
         notice::Payment,
@@ -61,7 +62,7 @@ impl Bench {
     fn ports(&self) -> [(&Faults, &'static [&'static str]); 6] {
         [
             (&self.world.stripe.faults, &["customer", "customer_of", "payment"]),
-            (&self.sync.accounts.faults, &["is_processed", "customer", "account", "commit", "record", "tell"]),
+            (&self.sync.accounts.faults, &["is_processed", "customer", "account", "commit", "record", "tell", "keep_untold"]),
             (&self.world.queue.faults, &["send"]),
             (&self.world.recounts.faults, &["recount"]),
             (&self.sync.quarantine.faults, &["keep"]),
@@ -117,10 +118,12 @@ enum Story {
     AnotherUser,
     Refund,
     Dispute,
+    RefundOfNobody,
+    SignUpAfterRefund,
     ThinPastDue,
 }
 
-const STORIES: [Story; 12] = [
+const STORIES: [Story; 14] = [
     Story::SignUp,
     Story::FailureOfNobody,
     Story::Failure,
@@ -132,6 +135,8 @@ const STORIES: [Story; 12] = [
     Story::AnotherUser,
     Story::Refund,
     Story::Dispute,
+    Story::RefundOfNobody,
+    Story::SignUpAfterRefund,
     Story::ThinPastDue,
 ];
 
@@ -174,9 +179,16 @@ impl Story {
         let stripe = &bench.world.stripe;
         let sign_up = about("evt_sign_up", "checkout.session.completed", "cs_1");
         let failure = about("evt_failed", "invoice.payment_failed", "in_1");
+        let refund = about("evt_refund", "charge.refunded", "ch_1");
         stripe.set(ada());
+        stripe.set_payment("ch_1", payment(None, "refunded", 4_900));
         match self {
             Self::SignUp => return sign_up,
+            Self::RefundOfNobody => return refund,
+            Self::SignUpAfterRefund => {
+                bench.done(&refund).await;
+                return sign_up;
+            }
             Self::FailureOfNobody => {
                 stripe.set(CustomerFacts { user_id: None, ..unpaid() });
                 return failure;
@@ -185,7 +197,9 @@ impl Story {
         }
         bench.world.clock.advance_ms(60_000);
         match self {
-            Self::SignUp | Self::FailureOfNobody => unreachable!("returned above"),
+            Self::SignUp | Self::FailureOfNobody | Self::RefundOfNobody | Self::SignUpAfterRefund => {
+                unreachable!("returned above")
+            }
             Self::Failure => {
                 stripe.set(unpaid());
                 failure
@@ -228,10 +242,7 @@ impl Story {
                 stripe.set(subscriber("cus_Ada", "bob", SINCE));
                 about("evt_bob", "customer.updated", "cus_Ada")
             }
-            Self::Refund => {
-                stripe.set_payment("ch_1", payment(None, "refunded", 4_900));
-                about("evt_refund", "charge.refunded", "ch_1")
-            }
+            Self::Refund => refund,
             Self::Dispute => {
                 stripe.set_payment("du_1", payment(Some("du_1"), "needs_response", 4_900));
                 hint("evt_dispute", "charge.dispute.created", "2026-11-22T10:00:00Z", "du_1", None)
@@ -329,12 +340,8 @@ async fn a_payments_notice_that_was_sent_is_not_sent_again() {
 }
 
 #[tokio::test]
-async fn a_payment_of_nobody_we_know_is_acknowledged_and_not_told() {
+async fn a_payment_of_no_customer_or_that_is_gone_is_acknowledged_and_one_that_cannot_be_read_comes_again() {
     let bench = bench().await;
-    let refund = about("evt_refund", "charge.refunded", "ch_1");
-    bench.world.stripe.set_payment("ch_1", payment(None, "refunded", 4_900));
-    assert_eq!(bench.sync.hint(&refund, 0).await, Ok(Outcome::Payment { user_id: None, is_new: false }));
-    assert!(bench.world.store().is_processed(&refund.event_id).await.unwrap());
     bench.world.stripe.set_payment("ch_1", PaymentFacts { customer: None, payment: None });
     let of_no_customer = about("evt_2", "charge.refunded", "ch_1");
     assert_eq!(bench.sync.hint(&of_no_customer, 0).await, Ok(Outcome::NoCustomer));
@@ -349,6 +356,121 @@ async fn a_payment_of_nobody_we_know_is_acknowledged_and_not_told() {
     });
     assert!(!bench.deliver(&about("evt_5", "charge.refunded", "ch_1")).await, "it comes again");
     assert!(bench.world.items("outbox").await.is_empty());
+}
+
+#[tokio::test]
+async fn a_refund_and_a_dispute_heard_before_their_customer_has_an_account_are_told_once_with_its_first_commit() {
+    let bench = bench().await;
+    let ada_without_user = CustomerFacts { user_id: None, ..unpaid() };
+    assert!(ada_without_user.subscriptions.iter().all(|subscription| subscription.user_id.is_none()));
+    let kept = Ok(Outcome::PaymentOfNobody { is_kept: true });
+    let refund = about("evt_1", "charge.refunded", "ch_1");
+    bench.world.stripe.set_payment("ch_1", payment(None, "partially_refunded", 100));
+    assert_eq!(bench.sync.hint(&refund, 0).await, kept, "before anybody looked at the customer");
+    bench.world.stripe.set(ada_without_user);
+    assert_eq!(bench.sync.hint(&about("evt_2", "invoice.paid", "in_1"), 0).await, Ok(Outcome::NoUser));
+    bench.world.stripe.set_payment("ch_1", payment(None, "refunded", 4_900));
+    bench.world.stripe.set_payment("du_1", payment(Some("du_1"), "needs_response", 4_900));
+    assert_eq!(bench.sync.hint(&about("evt_3", "charge.refunded", "ch_1"), 0).await, kept);
+    assert_eq!(bench.sync.hint(&about("evt_4", "charge.dispute.created", "du_1"), 0).await, kept);
+    assert!(bench.world.store().is_processed(&refund.event_id).await.unwrap());
+    assert!(told(&bench).await.is_empty());
+
+    bench.world.stripe.set(ada());
+    let joined = bench.sync.hint(&about("evt_5", "checkout.session.completed", "cs_1"), i64::MAX).await;
+    assert_eq!(joined, Ok(Outcome::Committed { user_id: user("ada"), notices: 3, alarms: Vec::new() }));
+    let mut once = told(&bench).await;
+    once.sort();
+    assert_eq!(
+        once,
+        [
+            r#"payment.disputed {"amount_minor":4900,"charge_id":"ch_1","currency":"usd","dispute_id":"du_1","status":"needs_response"}"#,
+            r#"payment.refunded {"amount_minor":4900,"charge_id":"ch_1","currency":"usd","dispute_id":null,"status":"refunded"}"#
+        ],
+        "each as it was last seen"
+    );
+    assert_eq!(bench.world.item("customers").await["untold"], json!({}));
+    // And never again: neither with the next commit, nor when the event comes once more.
+    bench.done(&Hint { replay: true, ..about("evt_5", "checkout.session.completed", "cs_1") }).await;
+    let again = Hint { replay: true, ..about("evt_3", "charge.refunded", "ch_1") };
+    assert_eq!(bench.sync.hint(&again, 0).await, Ok(Outcome::Payment { user_id: Some(user("ada")), is_new: false }));
+    assert_eq!(told(&bench).await.len(), 2);
+}
+
+#[tokio::test]
+async fn a_refund_that_is_heard_while_its_customer_is_being_joined_is_told_once() {
+    // The join comes between the refund's look and its record, and the other way round.
+    for call in ["keep_untold", "commit"] {
+        let bench = bench().await;
+        let other = crate::sync::function(&bench.world);
+        let refund = Story::RefundOfNobody.prepare(&bench).await;
+        let sign_up = about("evt_sign_up", "checkout.session.completed", "cs_1");
+        let (first, second) = if call == "commit" { (sign_up, refund) } else { (refund, sign_up) };
+        bench.sync.accounts.faults.meanwhile(call, 1, async move {
+            other.hint(&second, i64::MAX).await.unwrap();
+        });
+        bench.sync.hint(&first, i64::MAX).await.unwrap();
+        assert_eq!(told(&bench).await.len(), 1, "{call}");
+    }
+}
+
+#[tokio::test]
+async fn of_a_customer_without_an_account_twenty_refunds_are_remembered_and_then_it_needs_a_person() {
+    let bench = bench().await;
+    bench.world.stripe.set(ada());
+    for n in 1..=21 {
+        let charge = format!("ch_{n}");
+        let mut shown = payment(None, "refunded", 100);
+        shown.payment.as_mut().unwrap().charge_id.clone_from(&charge);
+        bench.world.stripe.set_payment(&charge, shown);
+        let refund = about(&format!("evt_{n}"), "charge.refunded", &charge);
+        assert_eq!(bench.sync.hint(&refund, 0).await, Ok(Outcome::PaymentOfNobody { is_kept: n <= 20 }));
+        assert!(bench.world.store().is_processed(&refund.event_id).await.unwrap(), "it does not come for ever");
+    }
+    bench.done(&about("evt_sign_up", "checkout.session.completed", "cs_1")).await;
+    assert_eq!(told(&bench).await.len(), 20);
+}
+
+/// DynamoDB removes what has expired up to two days late, so nothing that access depends on may expire at all.
+#[tokio::test]
+async fn no_account_and_no_customer_ever_expires() {
+    let bench = bench().await;
+    let paid = Story::LatePayment.prepare(&bench).await;
+    bench.done(&paid).await;
+    let template: yaml_serde::Value = yaml_serde::from_str(include_str!("../../../../template.yaml")).unwrap();
+    let expiry = |table: &str| template["Resources"][table]["Properties"]["TimeToLiveSpecification"].clone();
+    assert!(!expiry("ProcessedTable").is_null(), "this is how the template would say so");
+    for (table, resource) in [("accounts", "AccountsTable"), ("customers", "CustomersTable")] {
+        assert_eq!(bench.world.item(table).await.get("expires_at"), None, "{table}");
+        assert!(template["Resources"][resource].is_mapping() && expiry(resource).is_null(), "{resource}");
+    }
+}
+
+/// G7: seven times 24 hours, whatever the calendar and the clocks of some countries do meanwhile.
+#[test]
+fn a_grace_period_is_as_long_over_leap_days_month_ends_and_changes_of_clocks() {
+    let prices = PriceList::shipped().unwrap();
+    for (failed, deadline) in [
+        ("2028-02-26T23:59:59Z", "2028-03-04T23:59:59Z"),
+        ("2027-02-26T23:59:59Z", "2027-03-05T23:59:59Z"),
+        ("2028-02-29T00:00:00Z", "2028-03-07T00:00:00Z"),
+        ("2026-12-31T12:00:00Z", "2027-01-07T12:00:00Z"),
+        ("2027-01-31T12:00:00Z", "2027-02-07T12:00:00Z"),
+        // Summer time begins and ends in Europe, and in America.
+        ("2027-03-27T12:00:00Z", "2027-04-03T12:00:00Z"),
+        ("2027-10-30T12:00:00Z", "2027-11-06T12:00:00Z"),
+        ("2027-03-13T12:00:00Z", "2027-03-20T12:00:00Z"),
+    ] {
+        let facts = overdue(subscriber("cus_Ada", "ada", "2026-11-10T00:00:00Z"), "in_1", failed);
+        let fetched_at_ms = at(failed).as_secs() * 1000;
+        let failures = tokentill::domain::sync::failures(&BTreeMap::new(), &facts, None, fetched_at_ms);
+        let decision = tokentill::domain::sync::decide(&prices, None, &user("ada"), &facts, &failures, fetched_at_ms);
+        let tokentill::domain::sync::Decision::Commit { account, .. } = decision else { panic!("{decision:?}") };
+        let state = |moment| tokentill::domain::access::standing(Some(&account), &prices, moment);
+        assert_eq!(state(at(failed)).access_until, Some(at(deadline)), "{failed}");
+        let around = [at(deadline).plus_secs(-1), at(deadline)].map(|moment| state(moment).state);
+        assert_eq!(around, [State::Grace, State::Ended], "{failed}");
+    }
 }
 
 /// G7: a lapse from the failed payment to the late one, by what `sync` commits.

@@ -23,6 +23,7 @@ mod repair;
 mod reporter;
 mod samples;
 mod schema;
+mod secrets;
 mod sell;
 mod stories;
 mod sweeper;

@@ -14,11 +14,12 @@ use tokentill::{
         facts::{CustomerFacts, Status},
         hint::{Hint, SNAPSHOT_EVENTS},
         id::InvoiceId,
+        notice::Payment,
         price_list::PriceList,
         repair::{Endpoint, InvoiceStanding, ListedInvoice, ListedSubscription},
     },
     dynamodb::Store,
-    ports::{Accounts as _, Clock, EventList, Heard as _, Hints as _, StripeError, SweeperState as _},
+    ports::{Accounts as _, Clock, EventList, Heard as _, Hints as _, PaymentFacts, StripeError, SweeperState as _},
 };
 
 use crate::{
@@ -624,6 +625,34 @@ async fn only_what_differs_is_queued_and_looking_at_it_makes_it_agree() {
     assert_eq!(account.subscription.unwrap().status, Status::Canceled);
     assert_eq!(bench.memory().await.live_subscriptions, 5);
     assert_eq!(bench.run_at("2026-11-24T00:00:00Z").await, Repaired { compared: 6, ..Repaired::default() }, "all agree");
+}
+
+/// Whom a payment link's customer belongs to is told by its checkout session alone, which the list of subscriptions does not show.
+#[tokio::test]
+async fn a_customer_of_which_only_a_refund_was_heard_is_looked_at() {
+    let bench = bench().await;
+    agreeing(&bench, 1).await;
+    let mut by_link = subscriber("cus_Link", "link", SINCE);
+    by_link.checkout_users.extend(by_link.user_id.take());
+    bench.world.stripe.set(by_link.clone());
+    bench.lists.add_subscription(Ok(listed(&by_link)));
+    let payment = Payment {
+        charge_id: "ch_1".to_owned(),
+        dispute_id: None,
+        status: "refunded".to_owned(),
+        amount_minor: 100,
+        currency: "usd".to_owned(),
+    };
+    bench.world.stripe.set_payment("ch_1", PaymentFacts { customer: Some(customer("cus_Link")), payment: Some(payment) });
+    let refund = hint("evt_refund", "charge.refunded", SINCE, "ch_1", Some("cus_Link"));
+    let sync = sync(&bench.world);
+    assert_eq!(sync.hint(&refund, 0).await, Ok(sync::Outcome::PaymentOfNobody { is_kept: true }));
+    let run = bench.run_at("2026-11-23T00:00:00Z").await;
+    assert_eq!(run, Repaired { compared: 2, differences: 1, ..Repaired::default() });
+    let queued = bench.world.queue.hints();
+    assert_eq!(queued[0].customer, Some(customer("cus_Link")));
+    sync.hint(&queued[0], bench.world.clock.now_ms()).await.unwrap();
+    assert!(bench.world.store().account(&user("link")).await.unwrap().is_some());
 }
 
 #[tokio::test]

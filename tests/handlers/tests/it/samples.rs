@@ -144,6 +144,7 @@ pub(crate) async fn commit(world: &World, user_id: &str, facts: &CustomerFacts) 
         seen_at_ms: world.clock.now_ms(),
         seen_before_ms,
         failures,
+        untold: std::collections::BTreeMap::new(),
     };
     let change = AccountChange {
         account: &account,

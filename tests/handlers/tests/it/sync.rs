@@ -11,11 +11,12 @@ use tokentill::{
         facts::{CustomerFacts, LatestInvoice, Status},
         hint::Hint,
         id::{EventId, InvoiceId, UserId},
+        notice::Payment,
         price_list::PriceList,
         sync::Alarm,
     },
     dynamodb::Store,
-    ports::{Accounts, Clock, MeterErrors, StripeError},
+    ports::{Accounts, Clock, MeterErrors, PaymentFacts, StripeError},
 };
 
 use crate::samples::{
@@ -131,7 +132,7 @@ async fn the_sample_hint_provisions_the_account_with_its_mark_its_notice_and_its
     }
     expect![[r#"
         accounts [{"announced":{"ending_at":null,"plan":"pro","reminders":0,"state":"active"},"clock_offset_secs":0,"customer_id":"cus_Ada","fetched_at_ms":1795348800000,"final_through":{},"overdue":{},"paid_until":null,"paused_by":null,"refused_claimants":[],"segments":[{"billed":["requests","tokens_in","tokens_out"],"customer":"cus_Ada","end":1796860800,"is_trial":false,"plan":"pro","renews":{"anchor":1794268800,"count":1,"interval":"month"},"start":1794268800,"subscription":"sub_Ada"}],"subscription":{"cancel_at":null,"ended_at":null,"flexible":true,"id":"sub_Ada","plan":"pro","status":"active","trial_end":null},"trial_end_told":null,"user_id":"ada","version":1}]
-        customers [{"customer_id":"cus_Ada","failures":{},"seen_at_ms":1795348800000,"seen_before_ms":0,"standing":"joined","user_id":"ada","version":1}]
+        customers [{"customer_id":"cus_Ada","failures":{},"seen_at_ms":1795348800000,"seen_before_ms":0,"standing":"joined","untold":{},"user_id":"ada","version":1}]
         processed [{"event_id":"evt_1TWcheckout","expires_at":1798372800,"processed_at_ms":1795348800000}]
         outbox [{"access_until":null,"at":1795348800,"committed_at_ms":1795348800000,"customer_id":"cus_Ada","day":null,"expires_at":1803124800,"invoice_id":null,"kind":"account.provisioned","notice_id":"3:ada/1:1/19:account.provisioned","payment":null,"pending_shard":"11","plan":"pro","previous_plan":null,"reason":null,"state":"active","user_id":"ada"}]
         quarantine []"#]]
@@ -250,6 +251,100 @@ async fn two_first_hints_at_once_provision_once_and_are_told_once() {
     assert!(outcomes.iter().all(|outcome| matches!(outcome, Ok(Outcome::Committed { .. }))), "{outcomes:?}");
     assert_eq!(bench.account().await.version, 4);
     assert_eq!(bench.notices().await, ["3:ada/1:1/19:account.provisioned"]);
+}
+
+#[tokio::test]
+async fn one_hint_five_times_at_once_has_one_effect() {
+    let bench = bench().await;
+    bench.world.stripe.set(ada());
+    let functions: Vec<Function> = (0..5).map(|_| function(&bench.world)).collect();
+    let (now_ms, provision) = (bench.world.clock.now_ms(), provision());
+    let outcomes = futures_util::future::join_all(functions.iter().map(|sync| sync.hint(&provision, now_ms))).await;
+    assert!(outcomes.iter().all(Result::is_ok), "{outcomes:?}");
+    assert_eq!(bench.notices().await, ["3:ada/1:1/19:account.provisioned"]);
+    assert_eq!((bench.world.items("accounts").await.len(), bench.world.items("processed").await.len()), (1, 1));
+    let version = bench.account().await.version;
+    assert_eq!(bench.hint(&provision).await, Ok(Outcome::Skipped));
+    assert_eq!(bench.account().await.version, version);
+}
+
+/// G2: read after the fetch, the version would be that of a newer account, which an older fetch would then undo.
+#[tokio::test]
+async fn whenever_another_commit_comes_an_older_fetch_undoes_nothing() {
+    for call in ["is_processed", "customer", "account", "commit"] {
+        let bench = bench().await;
+        bench.world.stripe.set(ada());
+        bench.hint(&provision()).await.unwrap();
+        bench.world.clock.advance_ms(60_000);
+        let (other, stripe, now_ms) = (function(&bench.world), bench.world.stripe.clone(), bench.world.clock.now_ms());
+        bench.sync.accounts.faults.meanwhile(call, 1, async move {
+            stripe.set(overdue(ada(), "in_1", "2026-11-22T11:00:00Z"));
+            let late = Hint { replay: true, ..failed("evt_failed", "2026-11-22T11:30:00Z") };
+            other.hint(&late, now_ms).await.unwrap();
+        });
+        bench.hint(&paid("evt_racing")).await.unwrap();
+        assert_eq!(bench.account().await.subscription.unwrap().status, Status::PastDue, "{call}");
+        assert_eq!(overdue_since(&bench).await, "2026-11-22T11:30:00Z", "{call}");
+    }
+}
+
+#[tokio::test]
+async fn an_end_a_late_update_and_a_creation_of_one_second_end_as_stripe_shows_in_any_order() {
+    let about = |event_id: &str, kind: &str| hint(event_id, kind, "2026-11-22T11:00:00Z", "sub_Ada", Some("cus_Ada"));
+    let hints = [
+        about("evt_1", "customer.subscription.created"),
+        about("evt_2", "customer.subscription.updated"),
+        about("evt_3", "customer.subscription.deleted"),
+    ];
+    let mut ends = std::collections::BTreeSet::new();
+    for order in permutations(hints.len()) {
+        let bench = bench().await;
+        bench.world.stripe.set(cancelled(ada(), "2026-11-22T11:00:00Z"));
+        for index in order {
+            bench.world.clock.advance_ms(10_000);
+            assert_eq!(bench.deliver(&[&hints[index]]).await, Vec::<String>::new());
+        }
+        let account = bench.account().await;
+        let subscription = account.subscription.unwrap();
+        ends.insert(format!("{:?} {:?} {:?}", subscription.status, subscription.ended_at, account.announced));
+    }
+    assert_eq!(ends.len(), 1, "{ends:#?}");
+    assert!(ends.first().unwrap().starts_with("Canceled"), "{ends:?}");
+}
+
+/// The queue's clock and those of three functions, up to five minutes apart: what decides is a version, and Stripe's own moments.
+#[tokio::test]
+async fn functions_whose_clocks_differ_by_five_minutes_make_the_same_account_and_tell_once() {
+    let mut ends = std::collections::BTreeSet::new();
+    for order in permutations(3) {
+        let bench = bench().await;
+        let functions: Vec<Function> = [-300_000, 0, 300_000]
+            .map(|skew_ms| {
+                let sync = function(&bench.world);
+                let clock = TestClock::at("2026-11-22T12:00:00Z");
+                clock.advance_ms(skew_ms);
+                Function { clock, ..sync }
+            })
+            .into();
+        bench.world.stripe.set(ada());
+        functions[order[0]].hint(&provision(), bench.world.clock.now_ms()).await.unwrap();
+        bench.world.stripe.set(overdue(ada(), "in_1", "2026-11-22T11:00:00Z"));
+        for (place, which) in order.into_iter().enumerate() {
+            let at = ["2026-11-22T11:30:00Z", "2026-11-22T11:40:00Z", "2026-11-22T11:50:00Z"][place];
+            // Sent when the function's own clock says so: it has seen nothing since.
+            let sent_at_ms = functions[which].clock.now_ms() + 600_000;
+            functions[which].hint(&failed(&format!("evt_{place}"), at), sent_at_ms).await.unwrap();
+        }
+        let account = bench.account().await;
+        let mut told = bench.notices().await;
+        told.iter_mut().for_each(|notice| *notice = notice.rsplit(':').next().unwrap().to_owned());
+        told.sort();
+        ends.insert(format!("{:?} {:?} {told:?}", account.subscription.unwrap().status, account.overdue));
+    }
+    assert_eq!(ends.len(), 1, "{ends:#?}");
+    let end = ends.first().unwrap();
+    assert!(end.ends_with(r#"["account.provisioned", "grace.started"]"#), "{end}");
+    assert!(end.contains("since: 2026-11-22T11:30:00Z"), "{end}");
 }
 
 #[tokio::test]
@@ -1049,7 +1144,7 @@ async fn a_customer_that_an_older_version_recorded_is_read_and_committed() {
     let bench = bench().await;
     bench.world.stripe.set(ada());
     bench.hint(&provision()).await.unwrap();
-    let newer = ["version", "failures", "seen_before_ms"];
+    let newer = ["version", "failures", "seen_before_ms", "untold"];
     bench.world.remove_attributes("customers", ("customer_id", "cus_Ada"), &newer).await;
     assert_eq!(bench.hint(&paid("evt_1")).await, Ok(committed(0)));
     assert_eq!(bench.world.item("customers").await["version"], 1);
@@ -1061,4 +1156,17 @@ async fn a_customer_that_an_older_version_recorded_is_read_and_committed() {
     assert_eq!(bench.sync.hint(&nobodys("evt_3"), long_ago).await, Ok(Outcome::Skipped));
     bench.world.remove_attributes("customers", ("customer_id", "cus_Nobody"), &newer).await;
     assert_eq!(bench.sync.hint(&nobodys("evt_4"), long_ago).await, Ok(Outcome::NoUser));
+    // Nor once a refund was heard of.
+    bench.world.remove_attributes("customers", ("customer_id", "cus_Nobody"), &newer).await;
+    let payment = Payment {
+        charge_id: "ch_1".to_owned(),
+        dispute_id: None,
+        status: "refunded".to_owned(),
+        amount_minor: 100,
+        currency: "usd".to_owned(),
+    };
+    bench.world.stripe.set_payment("ch_1", PaymentFacts { customer: Some(customer("cus_Nobody")), payment: Some(payment) });
+    let refund = hint("evt_5", "charge.refunded", SINCE, "ch_1", Some("cus_Nobody"));
+    assert_eq!(bench.hint(&refund).await, Ok(Outcome::PaymentOfNobody { is_kept: true }));
+    assert_eq!(bench.sync.hint(&nobodys("evt_6"), long_ago).await, Ok(Outcome::NoUser));
 }

@@ -1,6 +1,9 @@
 //! `POST /webhooks/stripe`: every row of the contract's table 3.1.
 
+use std::panic::AssertUnwindSafe;
+
 use expect_test::expect;
+use futures_util::FutureExt as _;
 use handlers::{Fault, Queue, TestClock, TestSecret};
 use lambda_http::{Body, Request, request};
 use serde_json::{Value, json};
@@ -11,8 +14,8 @@ use crate::samples::{
     BODY_MARK, CHECKOUT_COMPLETED, EMAIL, METER_ERROR, PAYMENT_FAILED, THIN, WEBHOOK_SECRET, parsed, signature,
 };
 
-const NOON: &str = "2026-11-22T12:00:00Z";
-const NOON_SECS: i64 = 1_795_348_800;
+pub(crate) const NOON: &str = "2026-11-22T12:00:00Z";
+pub(crate) const NOON_SECS: i64 = 1_795_348_800;
 
 fn webhook() -> Webhook<TestSecret, Queue, TestClock> {
     Webhook {
@@ -24,7 +27,7 @@ fn webhook() -> Webhook<TestSecret, Queue, TestClock> {
 }
 
 /// The gateway's request with this body and header; `base64` as the gateway may choose.
-fn post(body: &[u8], header: Option<&str>, base64: bool) -> Request {
+pub(crate) fn post(body: &[u8], header: Option<&str>, base64: bool) -> Request {
     let mut event = parsed(CHECKOUT_COMPLETED);
     event["body"] = if base64 { base64_of(body).into() } else { std::str::from_utf8(body).unwrap().into() };
     event["isBase64Encoded"] = base64.into();
@@ -49,8 +52,12 @@ fn base64_of(bytes: &[u8]) -> String {
     text
 }
 
+pub(crate) fn signed_with(secret: &str, t: i64, body: &[u8]) -> String {
+    format!("t={t},v1={}", signature(secret, t, body))
+}
+
 fn signed_at(t: i64, body: &[u8]) -> String {
-    format!("t={t},v1={}", signature(WEBHOOK_SECRET, t, body))
+    signed_with(WEBHOOK_SECRET, t, body)
 }
 
 fn signed(body: &[u8]) -> Request {
@@ -66,7 +73,7 @@ fn resigned(sample: &str) -> Request {
     request::from_str(&event.to_string()).unwrap()
 }
 
-fn event(event_id: &str, kind: &str) -> Vec<u8> {
+pub(crate) fn event(event_id: &str, kind: &str) -> Vec<u8> {
     json!({"id": event_id, "object": "event", "type": kind, "created": NOON_SECS, "livemode": false,
            "data": {"object": {"id": "sub_1", "object": "subscription", "customer": "cus_1", "email": EMAIL, "note": BODY_MARK}}})
     .to_string()
@@ -317,6 +324,40 @@ async fn while_the_queue_is_not_reachable_stripe_hears_500_and_the_retry_queues_
     assert_eq!(answer(&webhook, signed(&body)).await, (500, 0));
     assert_eq!(answer(&webhook, signed(&body)).await, (500, 1), "queued, but nobody could know");
     assert_eq!(answer(&webhook, signed(&body)).await, (200, 1));
+}
+
+#[tokio::test]
+async fn what_kills_the_function_around_queueing_is_made_up_for_by_stripes_next_delivery() {
+    for (fault, queued) in [(Fault::CrashBefore, 0), (Fault::CrashAfter, 1)] {
+        let webhook = webhook();
+        let body = event("evt_1", "invoice.paid");
+        webhook.hints.faults.at("send", 1, fault);
+        let killed = AssertUnwindSafe(webhook.handle(signed(&body))).catch_unwind().await;
+        assert!(killed.is_err(), "Stripe hears nothing");
+        assert_eq!(webhook.hints.hints().len(), queued);
+        for _ in 0..2 {
+            assert_eq!(answer(&webhook, signed(&body)).await, (200, 1), "{fault:?}");
+        }
+    }
+}
+
+/// What it names cannot be looked at, so nothing else than the daily comparison would find what it tells.
+#[tokio::test]
+async fn an_event_of_a_known_type_whose_object_cannot_be_used_is_queued_and_needs_a_person() {
+    for data in [json!({}), json!({"object": null}), json!({"object": {"id": 7, "customer": {}}}), json!("text")] {
+        let webhook = webhook();
+        let mut body: Value = serde_json::from_slice(&event("evt_1", "customer.subscription.updated")).unwrap();
+        body["data"] = data;
+        assert_eq!(answer(&webhook, signed(body.to_string().as_bytes())).await, (200, 1));
+        assert!(webhook.hints.hints()[0].names_nothing(), "{body}");
+    }
+    let named = event("evt_1", "customer.subscription.updated");
+    let of_no_meter = br#"{"id":"evt_1","type":"v1.billing.meter.no_meter_found","object":"v2.core.event","livemode":false}"#;
+    for body in [named.as_slice(), of_no_meter.as_slice()] {
+        let webhook = webhook();
+        assert_eq!(answer(&webhook, signed(body)).await, (200, 1));
+        assert!(!webhook.hints.hints()[0].names_nothing());
+    }
 }
 
 #[tokio::test]
