@@ -21,6 +21,7 @@ use crate::domain::{
     read_back::Rejections,
     report::{Book, MeterReport, Tally},
     selling::{Buyer, Link, Offer, ReturnUrl},
+    sync::Failures,
     time::{EpochSecs, UtcDay},
 };
 
@@ -142,14 +143,15 @@ pub trait Accounts {
     /// [`Unavailable`] if it is not certain that it was committed.
     async fn commit(&self, change: &AccountChange<'_>) -> Result<Commit, Unavailable>;
 
-    /// Records why a customer has no account, and marks the event as processed.
+    /// Records why a customer has no account, and marks the event as processed. It holds only under the record's version.
     ///
     /// # Errors
     /// [`Unavailable`] if it is not certain that it was recorded.
-    async fn record(&self, record: &CustomerRecord, processed: &EventId) -> Result<(), Unavailable>;
+    async fn record(&self, record: &CustomerRecord, processed: &EventId) -> Result<Commit, Unavailable>;
 }
 
-/// A change of an account. It holds only if the stored version is the account's minus one.
+/// A change of an account. It holds only if the stored version is the account's minus one, and that of the customer's record
+/// likewise.
 #[derive(Debug, Clone, Copy)]
 pub struct AccountChange<'a> {
     /// The account as it will be.
@@ -158,10 +160,19 @@ pub struct AccountChange<'a> {
     pub next_due: Option<EpochSecs>,
     /// What the change is told by; committed with it (G8).
     pub notices: &'a [Notice],
-    /// The event that caused it, if one did; marked as processed with it.
-    pub processed: Option<&'a EventId>,
+    /// The event that caused it, if one did.
+    pub processed: Option<Processed<'a>>,
     /// The real moment of the change, in milliseconds since 1970.
     pub at_ms: i64,
+}
+
+/// An event that changed an account, and what commits with it.
+#[derive(Debug, Clone, Copy)]
+pub struct Processed<'a> {
+    /// The event; marked as processed.
+    pub event_id: &'a EventId,
+    /// What is known of its customer now.
+    pub customer: &'a CustomerRecord,
 }
 
 /// Whether a commit held.
@@ -173,17 +184,27 @@ pub enum Commit {
     LostRace,
 }
 
-/// What is known of a customer.
+/// What is known of a customer, whether or not it has an account.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CustomerRecord {
     /// Which customer.
     pub customer_id: CustomerId,
+    /// Grows by one with each look; what is written holds only under the version that was read, so that no failure is lost to
+    /// another look at the same time. 0 of a record that an older version wrote.
+    #[serde(default)]
+    pub version: u64,
     /// What it came to.
     pub standing: CustomerStanding,
     /// The user it belongs to, or claims.
     pub user_id: Option<UserId>,
-    /// When that was seen, in milliseconds since 1970.
+    /// When the fetch began that showed it, in milliseconds since 1970.
     pub seen_at_ms: i64,
+    /// When the fetch before that one began; 0 if there was none.
+    #[serde(default)]
+    pub seen_before_ms: i64,
+    /// Of each open invoice, whatever it is for, the earliest known failure (G2).
+    #[serde(default)]
+    pub failures: Failures,
 }
 
 /// What became of a customer.

@@ -3,23 +3,26 @@
 //! **Invariant:** the account and its version are read *before* the fetch. Whatever commits in between makes our commit lose
 //! its race, and then everything starts again; so the newest fetch wins, whatever order hints come in (G2).
 
+use std::collections::BTreeMap;
+
 use aws_lambda_events::sqs::{SqsBatchResponse, SqsEvent, SqsMessage};
 use tokentill::{
     config::StripeMode,
     domain::{
         account::Account,
         counting::QuarantineReason,
-        hint::{HINT_VERSION, Hint},
-        id::{CustomerId, EventId, UserId, composite_key},
+        facts::CustomerFacts,
+        hint::{HINT_VERSION, Hint, PaymentFailure},
+        id::{CustomerId, EventId, InvoiceId, UserId, composite_key},
         notice::{self, Notice},
         price_list::PriceList,
-        sync::{self, Alarm, Decision},
+        sync::{self, Alarm, Decision, Failures, Fetched},
         time::EpochSecs,
     },
     log::{self, Line},
     ports::{
-        AccountChange, Accounts, Clock, Commit, CustomerRecord, CustomerStanding, Hints, MeterErrors, Postpone, Quarantine,
-        Quarantined, Recounts, StripeError, StripeState, Unavailable,
+        AccountChange, Accounts, Commit, CustomerRecord, CustomerStanding, Hints, MeterErrors, Postpone, Processed, Quarantine,
+        Quarantined, Recounts, StripeError, StripeState, Timer, Unavailable,
     },
     records::{self, Nameless},
 };
@@ -106,6 +109,12 @@ pub enum Again {
     /// The function's time was over before it was done.
     #[error("the function's time was over")]
     TimeOver,
+    /// Its customer was fetched a moment ago, too early for it. It waits here, so that one fetch serves all of a burst.
+    #[error("its customer was fetched a moment ago")]
+    Rests {
+        /// Until when, in milliseconds since 1970.
+        until_ms: i64,
+    },
     /// A newer function has to read it.
     #[error("the hint is of version {0}, newer than this function; it waits for the deployment to finish")]
     NewerVersion(u32),
@@ -119,16 +128,23 @@ where
     R: Recounts,
     K: Quarantine,
     M: MeterErrors,
-    C: Clock,
+    C: Timer,
 {
     /// Handles a batch; each hint has an outcome of its own. What is not reached by `stop_at_ms` comes again at once.
+    ///
+    /// A hint whose customer was fetched a moment ago is put aside, and taken up again once one fetch serves it and those beside
+    /// it; meanwhile the others are handled.
     ///
     /// # Errors
     /// [`Nameless`] if a record that has to come again has no id.
     pub async fn handle(&self, event: SqsEvent, stop_at_ms: i64) -> Result<SqsBatchResponse, Nameless> {
         let mut again = Vec::new();
         let mut not_reached = Vec::new();
-        for record in &event.records {
+        // By when each is to be taken up, and its place in the batch.
+        let mut waiting: BTreeMap<(i64, usize), &SqsMessage> =
+            in_order(&event.records).into_iter().enumerate().map(|(place, record)| ((i64::MIN, place), record)).collect();
+        while let Some(((not_before_ms, place), record)) = waiting.pop_first() {
+            self.clock.wait_until_ms(not_before_ms.min(stop_at_ms)).await;
             if self.clock.now_ms() >= stop_at_ms {
                 not_reached.push(record);
                 continue;
@@ -138,6 +154,10 @@ where
             let work = tokio::time::timeout(left, Box::pin(self.record(record)));
             let line = match records::isolated(async { work.await.unwrap_or(Err(Again::TimeOver)) }).await {
                 Ok(Ok(outcome)) => outcome_line(&outcome),
+                Ok(Err(Again::Rests { until_ms })) => {
+                    waiting.insert((until_ms, place), record);
+                    continue;
+                }
                 Ok(Err(error)) => {
                     again.push(record);
                     Line::new("sync", "hint put off").field("error", error.to_string())
@@ -189,14 +209,18 @@ where
             return Err(Again::NewerVersion(hint.v));
         }
         let sent_at_ms = records::number_attribute(record, "SentTimestamp").unwrap_or(i64::MAX);
-        self.hint(&hint, sent_at_ms).await
+        self.look(&hint, sent_at_ms, Haste::MayRest).await
     }
 
-    /// Handles one hint, sent at the given moment in milliseconds since 1970.
+    /// Handles one hint at once, sent at the given moment in milliseconds since 1970.
     ///
     /// # Errors
     /// [`Again`] if it has to come again.
     pub async fn hint(&self, hint: &Hint, sent_at_ms: i64) -> Result<Outcome, Again> {
+        self.look(hint, sent_at_ms, Haste::AtOnce).await
+    }
+
+    async fn look(&self, hint: &Hint, sent_at_ms: i64, haste: Haste) -> Result<Outcome, Again> {
         if hint.livemode != self.mode.livemode() {
             return Ok(Outcome::NoCustomer);
         }
@@ -221,54 +245,72 @@ where
                 Err(error) => return Err(error.into()),
             },
         };
-        Box::pin(self.customer(hint, &customer, sent_at_ms)).await
+        Box::pin(self.customer(hint, &customer, sent_at_ms, haste)).await
     }
 
-    async fn customer(&self, hint: &Hint, customer: &CustomerId, sent_at_ms: i64) -> Result<Outcome, Again> {
+    async fn customer(&self, hint: &Hint, customer: &CustomerId, sent_at_ms: i64, haste: Haste) -> Result<Outcome, Again> {
         let failure = hint.payment_failure();
-        let known = self.accounts.customer(customer).await?;
-        let known = known.filter(|record| record.standing == CustomerStanding::Joined).and_then(|record| record.user_id);
-        let mut user = known.clone();
+        let mut named = None;
         let mut holder_is_fresh = false;
         for _ in 0..MAX_RACES {
-            let before = match &user {
+            // Every version is read before the fetch: the record's, and the account's of the user it is known to belong to.
+            let record = self.accounts.customer(customer).await?;
+            let known = record.as_ref().filter(|record| record.standing == CustomerStanding::Joined);
+            let known = known.and_then(|record| record.user_id.clone());
+            let user = named.clone().or_else(|| known.clone());
+            let mut before = match &user {
                 Some(user) => self.accounts.account(user).await?,
                 None => None,
             };
-            if let Some(account) = before.as_ref().filter(|account| account.customer_id == *customer)
-                && sync::may_skip(account, failure.as_ref(), sent_at_ms, hint.replay)
-            {
-                return Ok(Outcome::Skipped);
+            if let Some(fetched) = fetched(customer, record.as_ref(), before.as_ref()) {
+                let earliest = failure.as_ref().and_then(|failure| earliest(&failure.invoice, record.as_ref(), before.as_ref()));
+                if sync::may_skip(fetched, earliest, failure.as_ref(), sent_at_ms, hint.replay) {
+                    return Ok(Outcome::Skipped);
+                }
+                if let (Haste::MayRest, false) = (haste, hint.replay)
+                    && let Some(until_ms) = fetched.rests_until_ms(sent_at_ms, self.clock.now_ms())
+                {
+                    return Err(Again::Rests { until_ms });
+                }
             }
-            let fetch_began_ms = self.clock.now_ms();
+            let look = Look { customer, record: record.as_ref(), fetch_began_ms: self.clock.now_ms() };
             let facts = match self.stripe.customer(customer).await {
                 Ok(facts) => facts,
                 Err(StripeError::NotFound { .. }) => {
-                    self.record_customer(hint, customer, CustomerStanding::NotFound, None).await?;
-                    return Ok(Outcome::NotFound);
+                    match self.record_customer(&look.came_to(CustomerStanding::NotFound, None, Failures::new()), hint).await? {
+                        Commit::Done => return Ok(Outcome::NotFound),
+                        Commit::LostRace => continue,
+                    }
                 }
                 Err(error) => return Err(error.into()),
             };
+            let failures = look.failures(&facts, failure.as_ref());
             // A customer that names nobody any more, deleted ones among them, stays with the user it had.
             let Some(joined) = sync::joined_user(&facts).or(known.as_ref()).cloned() else {
-                self.record_customer(hint, customer, CustomerStanding::NoUser, None).await?;
-                return Ok(Outcome::NoUser);
+                match self.record_customer(&look.came_to(CustomerStanding::NoUser, None, failures), hint).await? {
+                    Commit::Done => return Ok(Outcome::NoUser),
+                    Commit::LostRace => continue,
+                }
             };
             if user.as_ref() != Some(&joined) {
-                // The version must be read before the fetch, and it was not this user's: once more.
-                user = Some(joined);
-                continue;
+                // The version must be read before the fetch, and it was not this user's: once more. Only an account that is not
+                // there now was not there before the fetch either, since none is ever deleted.
+                if self.accounts.account(&joined).await?.is_some() {
+                    named = Some(joined);
+                    continue;
+                }
+                before = None;
             }
             if let Some(former) = known.as_ref().filter(|former| **former != joined)
                 && self.release(hint, former, customer).await? == Commit::LostRace
             {
                 continue;
             }
-            match sync::decide(&self.prices, before.as_ref(), &joined, &facts, failure.as_ref(), fetch_began_ms) {
+            match sync::decide(&self.prices, before.as_ref(), &joined, &facts, &failures, look.fetch_began_ms) {
                 Decision::SecondClaimant { held_by, .. } if !holder_is_fresh => {
                     // What is stored of the holder may be behind: its end may be on the way, in another group of the queue.
                     let Ok(revisit) = hint.revisit(&held_by) else { return Ok(Outcome::Unreadable) };
-                    Box::pin(self.customer(&revisit, &held_by, sent_at_ms)).await?;
+                    Box::pin(self.customer(&revisit, &held_by, sent_at_ms, Haste::AtOnce)).await?;
                     holder_is_fresh = true;
                 }
                 Decision::SecondClaimant { held_by, account } => {
@@ -279,8 +321,10 @@ where
                         continue;
                     }
                     self.quarantine_claim(hint, &joined, customer, &held_by).await?;
-                    self.record_customer(hint, customer, CustomerStanding::SecondClaimant, Some(&joined)).await?;
-                    return Ok(Outcome::SecondClaimant { user_id: joined });
+                    let record = look.came_to(CustomerStanding::SecondClaimant, Some(&joined), failures);
+                    if self.record_customer(&record, hint).await? == Commit::Done {
+                        return Ok(Outcome::SecondClaimant { user_id: joined });
+                    }
                 }
                 Decision::Commit { account, notices, alarms, revisit, recount } => {
                     self.queue_revisits(hint, &revisit).await?;
@@ -288,7 +332,9 @@ where
                     if recount {
                         self.recounts.recount(&joined).await?;
                     }
-                    if self.commit(&account, &notices, Some(&hint.event_id)).await? == Commit::Done {
+                    let record = look.came_to(CustomerStanding::Joined, Some(&joined), failures);
+                    let processed = Processed { event_id: &hint.event_id, customer: &record };
+                    if self.commit(&account, &notices, Some(processed)).await? == Commit::Done {
                         return Ok(Outcome::Committed { user_id: joined, notices: notices.len(), alarms });
                     }
                 }
@@ -297,7 +343,12 @@ where
         Err(Again::Races)
     }
 
-    async fn commit(&self, account: &Account, notices: &[Notice], processed: Option<&EventId>) -> Result<Commit, Unavailable> {
+    async fn commit(
+        &self,
+        account: &Account,
+        notices: &[Notice],
+        processed: Option<Processed<'_>>,
+    ) -> Result<Commit, Unavailable> {
         let at_ms = self.clock.now_ms();
         let next_due = notice::next_due(account, &self.prices, EpochSecs::from_ms(at_ms));
         self.accounts.commit(&AccountChange { account, next_due, notices, processed, at_ms }).await
@@ -343,20 +394,8 @@ where
         Ok(Outcome::FannedOut { customers: customers.len() })
     }
 
-    async fn record_customer(
-        &self,
-        hint: &Hint,
-        customer: &CustomerId,
-        standing: CustomerStanding,
-        user_id: Option<&UserId>,
-    ) -> Result<(), Unavailable> {
-        let record = CustomerRecord {
-            customer_id: customer.clone(),
-            standing,
-            user_id: user_id.cloned(),
-            seen_at_ms: self.clock.now_ms(),
-        };
-        self.accounts.record(&record, &hint.event_id).await
+    async fn record_customer(&self, record: &CustomerRecord, hint: &Hint) -> Result<Commit, Unavailable> {
+        self.accounts.record(record, &hint.event_id).await
     }
 
     async fn quarantine_claim(
@@ -392,6 +431,74 @@ where
         };
         self.quarantine.keep(&entry).await
     }
+}
+
+/// Whether a hint may wait for others of its burst.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Haste {
+    MayRest,
+    AtOnce,
+}
+
+/// One look at a customer: what was known of it, and when the fetch began.
+struct Look<'a> {
+    customer: &'a CustomerId,
+    record: Option<&'a CustomerRecord>,
+    fetch_began_ms: i64,
+}
+
+impl Look<'_> {
+    /// What is known of failures now.
+    fn failures(&self, facts: &CustomerFacts, failure: Option<&PaymentFailure>) -> Failures {
+        let nothing = Failures::new();
+        let known = self.record.map_or(&nothing, |record| &record.failures);
+        sync::failures(known, facts, failure, self.fetch_began_ms)
+    }
+
+    /// What the customer came to, under the version that was read.
+    fn came_to(&self, standing: CustomerStanding, user_id: Option<&UserId>, failures: Failures) -> CustomerRecord {
+        CustomerRecord {
+            customer_id: self.customer.clone(),
+            version: self.record.map_or(0, |record| record.version).saturating_add(1),
+            standing,
+            user_id: user_id.cloned(),
+            seen_at_ms: self.fetch_began_ms,
+            seen_before_ms: self.record.map_or(0, |record| record.seen_at_ms),
+            failures,
+        }
+    }
+}
+
+/// When a customer was fetched last: what its user's account was decided from, or else what its own record tells. A record that an
+/// older version wrote tells only when the fetch was over.
+fn fetched(customer: &CustomerId, record: Option<&CustomerRecord>, account: Option<&Account>) -> Option<Fetched> {
+    let before_ms = record.map_or(0, |record| record.seen_before_ms);
+    match (account.filter(|account| account.customer_id == *customer), record) {
+        (Some(account), _) => Some(Fetched { at_ms: account.fetched_at_ms, before_ms }),
+        (None, Some(record)) if record.version > 0 && record.standing != CustomerStanding::Joined => {
+            Some(Fetched { at_ms: record.seen_at_ms, before_ms })
+        }
+        (None, _) => None,
+    }
+}
+
+/// The earliest known failure of an open invoice.
+fn earliest(invoice: &InvoiceId, record: Option<&CustomerRecord>, account: Option<&Account>) -> Option<EpochSecs> {
+    let recorded = record.and_then(|record| record.failures.get(invoice)).copied();
+    let overdue = account.and_then(|account| account.overdue.get(invoice)).map(|overdue| overdue.since);
+    [recorded, overdue].into_iter().flatten().min()
+}
+
+/// A batch in the order in which it is best handled: by when Stripe made the events, so that of several failures the earliest is
+/// known first and the others tell nothing new. What cannot be read comes last.
+fn in_order(records: &[SqsMessage]) -> Vec<&SqsMessage> {
+    let created = |record: &&SqsMessage| {
+        let hint = serde_json::from_str::<Hint>(record.body.as_deref().unwrap_or_default());
+        hint.map_or(EpochSecs::new(i64::MAX), |hint| hint.created)
+    };
+    let mut records: Vec<&SqsMessage> = records.iter().collect();
+    records.sort_by_cached_key(created);
+    records
 }
 
 fn newer_version(body: &str) -> Option<u32> {

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
     account::{Account, Announced, Overdue, Subscription},
-    facts::{CustomerFacts, ItemFacts, Status, SubscriptionFacts},
+    facts::{CustomerFacts, InvoiceFacts, ItemFacts, Status, SubscriptionFacts},
     hint::PaymentFailure,
     id::{CustomerId, InvoiceId, PlanId, SubscriptionId, UserId},
     notice::{self, Notice},
@@ -76,15 +76,15 @@ pub fn joined_user(facts: &CustomerFacts) -> Option<&UserId> {
 
 /// What Stripe's present state makes of the account that was read before it.
 ///
-/// `fetch_began_ms` is when the fetch began, by our own clock. `failure` is the payment failure that the hint reports, if it
-/// does: the one thing that Stripe's present state does not tell.
+/// `fetch_began_ms` is when the fetch began, by our own clock. `failures` are the known [`failures`] of the customer's open
+/// invoices, those of this fetch included: the one thing that Stripe's present state does not tell.
 #[must_use]
 pub fn decide(
     prices: &PriceList,
     before: Option<&Account>,
     user_id: &UserId,
     facts: &CustomerFacts,
-    failure: Option<&PaymentFailure>,
+    failures: &Failures,
     fetch_began_ms: i64,
 ) -> Decision {
     let same_customer = before.filter(|account| account.customer_id == facts.customer);
@@ -102,8 +102,8 @@ pub fn decide(
         alarms.push(Alarm::UserNoLongerNamed);
     }
     let real_now = EpochSecs::from_ms(fetch_began_ms);
-    let clock_offset_secs = facts.test_clock.map_or(0, |clock| clock.secs_since(real_now));
-    let now = real_now.plus_secs(clock_offset_secs);
+    let now = local_moment(facts, fetch_began_ms);
+    let clock_offset_secs = now.secs_since(real_now);
 
     let chosen = by_rank(facts).into_iter().next();
     if facts.subscriptions.iter().filter(|subscription| subscription.status.is_live()).count() > 1 {
@@ -116,7 +116,7 @@ pub fn decide(
         None if facts.deleted => previous.cloned().map(|last| ended(last, now)),
         None => None,
     };
-    let overdue = overdue(same_customer, facts, chosen, failure, now);
+    let overdue = overdue(same_customer, facts, chosen, failures, now);
     let segments = timeline::segments(prices, before, facts, chosen, subscription.as_ref(), now);
     let recount = may_be_counted_now(before, &segments);
 
@@ -184,15 +184,88 @@ pub fn release(prices: &PriceList, before: &Account, now_ms: i64) -> (Account, V
     (account, notices, revisit)
 }
 
-/// Whether a hint may be skipped: what it points at was fetched at least 2 s after it was sent. A failure that would begin a
-/// grace period earlier is never skipped, and neither is a replay. Only an optimisation: not skipping is always right.
+/// Of each open invoice its earliest known failure: the earliest `created` of a payment failure seen for it, or the first fetch
+/// that showed it open and attempted (G2).
+pub type Failures = BTreeMap<InvoiceId, EpochSecs>;
+
+/// What is known of the failures of a customer's open invoices after a fetch, whatever they are for: a subscription that does not
+/// count yet, or a customer that no user is joined to, may have a grace period later.
+///
+/// `known` is what was known before, and `failure` what the hint reports, if it does. An invoice that is no longer open is
+/// forgotten: it never opens again.
 #[must_use]
-pub fn may_skip(account: &Account, failure: Option<&PaymentFailure>, sent_at_ms: i64, replay: bool) -> bool {
-    const MARGIN_MS: i64 = 2_000;
-    let seen = account.fetched_at_ms >= sent_at_ms.saturating_add(MARGIN_MS);
-    let tells_nothing_new =
-        failure.is_none_or(|failure| account.overdue.get(&failure.invoice).is_none_or(|overdue| overdue.since <= failure.at));
-    seen && tells_nothing_new && !replay
+pub fn failures(known: &Failures, facts: &CustomerFacts, failure: Option<&PaymentFailure>, fetch_began_ms: i64) -> Failures {
+    let now = local_moment(facts, fetch_began_ms);
+    let earliest = |invoice: &InvoiceFacts| {
+        // A failure cannot be older than its invoice nor lie ahead: an event that says so was stamped by another clock
+        // than the invoice (a test clock's), and then the fetch's own moment is what is known. That one too may lie before
+        // the invoice, while a test clock that is being advanced still shows the old time.
+        let seen = now.max(invoice.created);
+        let reported = failure
+            .filter(|failure| failure.invoice == invoice.id)
+            .map(|failure| if failure.at < invoice.created || failure.at > now { seen } else { failure.at });
+        let fetched = invoice.attempted.then_some(seen);
+        let since = [known.get(&invoice.id).copied(), reported, fetched].into_iter().flatten().min()?;
+        Some((invoice.id.clone(), since))
+    };
+    facts.open_invoices.iter().filter_map(earliest).collect()
+}
+
+/// The fetch's moment by the customer's own clock.
+fn local_moment(facts: &CustomerFacts, fetch_began_ms: i64) -> EpochSecs {
+    facts.test_clock.unwrap_or(EpochSecs::from_ms(fetch_began_ms))
+}
+
+/// How long before a fetch a hint was sent at least, for the fetch to have seen what it tells of: more than the clocks of AWS and
+/// the replicas of Stripe differ.
+const SEEN_AFTER_MS: i64 = 2_000;
+/// How long after a fetch its customer is left alone, unless the fetch came after a lull of this length itself.
+const LULL_MS: i64 = 5_000;
+
+/// When a customer was fetched, in milliseconds since 1970 by our own clock.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Fetched {
+    /// When the last fetch began.
+    pub at_ms: i64,
+    /// When the one before it began.
+    pub before_ms: i64,
+}
+
+impl Fetched {
+    /// Whether the last fetch has seen what a hint tells that was sent at this moment.
+    #[must_use]
+    pub fn has_seen(self, sent_at_ms: i64) -> bool {
+        self.at_ms >= sent_at_ms.saturating_add(SEEN_AFTER_MS)
+    }
+
+    /// Until when a hint that the last fetch came too early for is to wait, so that one fetch serves a burst of them: until 2 s
+    /// after it was sent; where that fetch served a burst already, until 5 s after it. `None` if it is to be handled now.
+    ///
+    /// However the hints of 5 seconds come, the first, the second and one more of them are fetched for, and no other.
+    #[must_use]
+    pub fn rests_until_ms(self, sent_at_ms: i64, now_ms: i64) -> Option<i64> {
+        let lull_is_over = now_ms >= self.at_ms.saturating_add(LULL_MS);
+        let served_a_burst = self.at_ms < self.before_ms.saturating_add(LULL_MS);
+        let until_ms = if served_a_burst { self.at_ms.saturating_add(LULL_MS) } else { sent_at_ms.saturating_add(SEEN_AFTER_MS) };
+        // Clocks differ by little; were it much, nothing is gained by waiting for one of them.
+        let until_ms = until_ms.min(now_ms.saturating_add(LULL_MS));
+        (!lull_is_over && now_ms < until_ms).then_some(until_ms)
+    }
+}
+
+/// Whether a hint may be skipped: what it points at was fetched since, and the failure it reports, if it does, is known to be as
+/// early (`known` is the invoice's earliest known one; an invoice without one was not open then). A replay is never skipped. Only
+/// an optimisation: not skipping is always right.
+#[must_use]
+pub fn may_skip(
+    fetched: Fetched,
+    known: Option<EpochSecs>,
+    failure: Option<&PaymentFailure>,
+    sent_at_ms: i64,
+    replay: bool,
+) -> bool {
+    let tells_nothing_new = failure.zip(known).is_none_or(|(failure, known)| known <= failure.at);
+    fetched.has_seen(sent_at_ms) && tells_nothing_new && !replay
 }
 
 fn by_rank(facts: &CustomerFacts) -> Vec<&SubscriptionFacts> {
@@ -264,7 +337,7 @@ fn overdue(
     before: Option<&Account>,
     facts: &CustomerFacts,
     chosen: Option<&SubscriptionFacts>,
-    failure: Option<&PaymentFailure>,
+    failures: &Failures,
     now: EpochSecs,
 ) -> BTreeMap<InvoiceId, Overdue> {
     let Some(chosen) = chosen else { return BTreeMap::new() };
@@ -274,15 +347,7 @@ fn overdue(
         .iter()
         .filter(|invoice| invoice.subscription.as_ref() == Some(&chosen.id))
         .filter_map(|invoice| {
-            // A failure cannot be older than its invoice nor lie ahead: an event that says so was stamped by another clock
-            // than the invoice (a test clock's), and then the fetch's own moment is what is known. That one too may lie before
-            // the invoice, while a test clock that is being advanced still shows the old time.
-            let seen = now.max(invoice.created);
-            let reported = failure
-                .filter(|failure| failure.invoice == invoice.id)
-                .map(|failure| if failure.at < invoice.created || failure.at > now { seen } else { failure.at });
-            let fetched = invoice.attempted.then_some(seen);
-            let since = [known(&invoice.id), reported, fetched].into_iter().flatten().min()?;
+            let since = [known(&invoice.id), failures.get(&invoice.id).copied()].into_iter().flatten().min()?;
             Some((invoice.id.clone(), Overdue { since }))
         })
         .collect();
@@ -330,7 +395,7 @@ pub(super) mod tests {
     use super::*;
     use crate::domain::{
         access::{State, standing},
-        facts::{InvoiceFacts, LatestInvoice},
+        facts::LatestInvoice,
         notice::NoticeKind,
         period::Cycle,
         price_list::Interval,
@@ -418,7 +483,10 @@ pub(super) mod tests {
         failure: Option<&PaymentFailure>,
         now: &str,
     ) -> (Account, Vec<NoticeKind>, Vec<Alarm>) {
-        match decide(&prices(), before, &user("ada"), facts, failure, ms(now)) {
+        let known =
+            before.map(|account| account.overdue.iter().map(|(invoice, overdue)| (invoice.clone(), overdue.since)).collect());
+        let failures = failures(&known.unwrap_or_default(), facts, failure, ms(now));
+        match decide(&prices(), before, &user("ada"), facts, &failures, ms(now)) {
             Decision::Commit { account, notices, alarms, .. } => {
                 (*account, notices.iter().map(|notice| notice.kind).collect(), alarms)
             }
@@ -460,7 +528,7 @@ pub(super) mod tests {
             Some(account),
             &user("ada"),
             facts,
-            None,
+            &Failures::new(),
             ms(START),
         ) {
             Decision::SecondClaimant { held_by, account } => (held_by.to_string(), account),
@@ -728,7 +796,7 @@ pub(super) mod tests {
             before,
             &user("ada"),
             facts,
-            None,
+            &Failures::new(),
             ms("2026-11-12T00:00:00Z"),
         ) {
             Decision::Commit { account, recount, .. } => (recount, *account),
@@ -761,17 +829,53 @@ pub(super) mod tests {
 
     #[test]
     fn a_hint_is_skipped_only_if_what_it_tells_was_fetched_since() {
-        let (account, ..) = commit(None, &past_due(), None, "2026-12-10T03:00:00Z");
-        let sent = account.fetched_at_ms - 2_000;
-        assert!(may_skip(&account, None, sent, false));
-        assert!(!may_skip(&account, None, sent + 1, false), "less than 2 s after it was sent");
-        assert!(!may_skip(&account, None, sent, true), "a replay");
+        let fetched = Fetched { at_ms: ms("2026-12-10T03:00:00Z"), before_ms: 0 };
+        let known = Some(at("2026-12-10T03:00:00Z"));
+        let sent = fetched.at_ms - 2_000;
+        assert!(may_skip(fetched, None, None, sent, false));
+        assert!(!may_skip(fetched, None, None, sent + 1, false), "less than 2 s after it was sent");
+        assert!(!may_skip(fetched, None, None, sent, true), "a replay");
         let earlier = failed("in_1", "2026-12-10T01:00:00Z");
-        assert!(!may_skip(&account, Some(&earlier), sent, false), "a failure that begins grace earlier");
-        assert!(may_skip(&account, Some(&failed("in_1", "2026-12-10T03:00:00Z")), sent, false));
-        assert!(
-            may_skip(&account, Some(&failed("in_9", "2026-12-10T01:00:00Z")), sent, false),
-            "an invoice that was not open then"
-        );
+        assert!(!may_skip(fetched, known, Some(&earlier), sent, false), "a failure that begins grace earlier");
+        assert!(may_skip(fetched, known, Some(&failed("in_1", "2026-12-10T03:00:00Z")), sent, false));
+        assert!(may_skip(fetched, None, Some(&earlier), sent, false), "an invoice that was not open then");
+    }
+
+    #[test]
+    fn a_hint_that_a_fetch_came_too_early_for_waits_2_s_and_after_a_burst_5() {
+        let now = ms("2026-12-10T03:00:00Z");
+        let quiet = Fetched { at_ms: now - 5_000, before_ms: 0 };
+        assert_eq!(quiet.rests_until_ms(now - 100, now), None, "the first is fetched for at once");
+        let first = Fetched { at_ms: now, before_ms: now - 5_000 };
+        assert_eq!(first.rests_until_ms(now - 100, now), Some(now + 1_900));
+        assert_eq!(first.rests_until_ms(now - 100, now + 1_900), None);
+        let second = Fetched { at_ms: now, before_ms: now - 4_999 };
+        assert_eq!(second.rests_until_ms(now - 100, now), Some(now + 5_000));
+        assert_eq!(second.rests_until_ms(now - 100, now + 5_000), None);
+        assert_eq!(first.rests_until_ms(i64::MAX, now), Some(now + 5_000), "by a clock that is far ahead");
+    }
+
+    proptest::proptest! {
+        /// Whenever the hints of five seconds are sent and handled, one after the other: three fetches at most.
+        #[test]
+        fn a_burst_of_five_seconds_costs_three_fetches(
+            mut sent in proptest::collection::vec(0_i64..5_000, 1..60), delay in 0_i64..3_000, last in 0_i64..100_000,
+        ) {
+            sent.sort_unstable();
+            let begin = 1_000_000;
+            let mut fetched = Fetched { at_ms: begin - last, before_ms: 0 };
+            let (mut now, mut fetches) = (begin, 0);
+            for sent in sent.iter().map(|sent| begin + sent) {
+                now = now.max(sent + delay);
+                while let Some(until) = Some(fetched).filter(|fetched| !fetched.has_seen(sent)).and_then(|f| f.rests_until_ms(sent, now)) {
+                    now = until;
+                }
+                if !fetched.has_seen(sent) {
+                    fetched = Fetched { at_ms: now, before_ms: fetched.at_ms };
+                    fetches += 1;
+                }
+            }
+            proptest::prop_assert!(fetches <= 3, "{fetches}");
+        }
     }
 }

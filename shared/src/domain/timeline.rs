@@ -255,7 +255,7 @@ mod tests {
         price_list::{Interval, Price},
         segment::{Place, place},
         sync::{
-            Decision, decide,
+            Decision, Failures, decide,
             tests::{facts, prices, pro, user},
         },
     };
@@ -333,7 +333,7 @@ mod tests {
 
     fn look(before: Option<&Account>, subscriptions: &[SubscriptionFacts], now: EpochSecs) -> Account {
         let seen = facts("cus_1", subscriptions.to_vec());
-        match decide(&list(), before, &user("ada"), &seen, None, now.as_secs() * 1000) {
+        match decide(&list(), before, &user("ada"), &seen, &Failures::new(), now.as_secs() * 1000) {
             Decision::Commit { account, .. } => *account,
             Decision::SecondClaimant { held_by, .. } => panic!("a second claimant, held by {held_by}"),
         }
@@ -683,7 +683,8 @@ mod tests {
         for (clock, plan) in [("2026-11-10", "pro"), ("2026-12-01", "lite")] {
             let mut seen = facts("cus_1", vec![on(plan, month, "2026-11-10")]);
             seen.test_clock = Some(at(clock));
-            let Decision::Commit { account: next, .. } = decide(&list(), account.as_ref(), &user("ada"), &seen, None, real_now)
+            let Decision::Commit { account: next, .. } =
+                decide(&list(), account.as_ref(), &user("ada"), &seen, &Failures::new(), real_now)
             else {
                 panic!("a second claimant")
             };
@@ -710,7 +711,8 @@ mod tests {
         let mut ended = account;
         for now in ["2026-11-20", "2026-11-21"] {
             let at_ms = at(now).as_secs() * 1000;
-            let Decision::Commit { account, .. } = decide(&list(), Some(&ended), &user("ada"), &deleted, None, at_ms) else {
+            let Decision::Commit { account, .. } = decide(&list(), Some(&ended), &user("ada"), &deleted, &Failures::new(), at_ms)
+            else {
                 panic!("a second claimant")
             };
             ended = *account;

@@ -12,7 +12,7 @@ use crate::{
         id::{CustomerId, EventId, UserId, shard_of},
         time::{DAY_SECS, EpochSecs},
     },
-    ports::{AccountChange, Accounts, Commit, CustomerRecord, CustomerStanding, DueAccounts, Unavailable},
+    ports::{AccountChange, Accounts, Commit, CustomerRecord, DueAccounts, Unavailable},
 };
 
 /// How many keys the indexes of due accounts and of pending notices are spread over.
@@ -25,6 +25,7 @@ const NOTICE_KEPT_SECS: i64 = 90 * DAY_SECS;
 const ACCOUNT: &str = "reading an account";
 const CUSTOMER: &str = "reading a customer";
 const COMMIT: &str = "committing an account";
+const RECORD: &str = "recording a customer";
 
 impl Accounts for Store {
     async fn account(&self, user_id: &UserId) -> Result<Option<Account>, Unavailable> {
@@ -46,18 +47,11 @@ impl Accounts for Store {
     }
 
     async fn commit(&self, change: &AccountChange<'_>) -> Result<Commit, Unavailable> {
-        let account = change.account;
         let mut items = vec![transact_update(self.account_update(change)?)];
-        let record = CustomerRecord {
-            customer_id: account.customer_id.clone(),
-            standing: CustomerStanding::Joined,
-            user_id: Some(account.user_id.clone()),
-            seen_at_ms: change.at_ms,
-        };
-        if let Some(event_id) = change.processed {
+        if let Some(processed) = change.processed {
             // Only an event can join a customer; the sweeper commits what time alone has changed.
-            items.push(transact_update(self.customer_update(&record)?));
-            items.push(transact_put(self.processed_put(event_id, change.at_ms)?));
+            items.push(transact_update(self.customer_update(processed.customer)?));
+            items.push(transact_put(self.processed_put(processed.event_id, change.at_ms)?));
         }
         for notice in change.notices {
             let mut item = to_item("writing a notice", notice)?;
@@ -66,18 +60,13 @@ impl Accounts for Store {
             item.insert("expires_at".to_owned(), number(EpochSecs::from_ms(change.at_ms).plus_secs(NOTICE_KEPT_SECS).as_secs()));
             items.push(transact_put(put(&self.tables.outbox, item)?));
         }
-        match self.client.transact_write_items().set_transact_items(Some(items)).send().await {
-            Ok(_) => Ok(Commit::Done),
-            Err(SdkError::ServiceError(error)) if lost_race(error.err()) => Ok(Commit::LostRace),
-            Err(error) => Err(unavailable(COMMIT)(error)),
-        }
+        self.commit_all(COMMIT, items).await
     }
 
-    async fn record(&self, record: &CustomerRecord, processed: &EventId) -> Result<(), Unavailable> {
+    async fn record(&self, record: &CustomerRecord, processed: &EventId) -> Result<Commit, Unavailable> {
         let items =
             vec![transact_update(self.customer_update(record)?), transact_put(self.processed_put(processed, record.seen_at_ms)?)];
-        let sent = self.client.transact_write_items().set_transact_items(Some(items)).send().await;
-        sent.map(|_| ()).map_err(unavailable("recording a customer"))
+        self.commit_all(RECORD, items).await
     }
 }
 
@@ -140,8 +129,18 @@ impl Store {
 
     fn customer_update(&self, record: &CustomerRecord) -> Result<Update, Unavailable> {
         let mut changes = Changes::default();
-        changes.set_all(to_item("recording a customer", record)?, &["customer_id"]);
-        update(&self.tables.customers, &[("customer_id", record.customer_id.as_str())], changes, None)
+        changes.set_all(to_item(RECORD, record)?, &["customer_id"]);
+        // A record that an older version wrote has no version yet.
+        let condition = changes.if_version("version", record.version.saturating_sub(1));
+        update(&self.tables.customers, &[("customer_id", record.customer_id.as_str())], changes, Some(condition))
+    }
+
+    async fn commit_all(&self, what: &'static str, items: Vec<TransactWriteItem>) -> Result<Commit, Unavailable> {
+        match self.client.transact_write_items().set_transact_items(Some(items)).send().await {
+            Ok(_) => Ok(Commit::Done),
+            Err(SdkError::ServiceError(error)) if lost_race(error.err()) => Ok(Commit::LostRace),
+            Err(error) => Err(unavailable(what)(error)),
+        }
     }
 
     fn processed_put(&self, event_id: &EventId, at_ms: i64) -> Result<Put, Unavailable> {

@@ -19,6 +19,7 @@ pub struct TestClock(Rc<Hands>);
 #[derive(Debug, Default)]
 struct Hands {
     now_ms: Cell<i64>,
+    moves_by_itself: Cell<bool>,
     waiting: RefCell<Vec<Waker>>,
 }
 
@@ -41,6 +42,13 @@ impl TestClock {
         self.show(self.now_ms() + ms);
     }
 
+    /// From now on whoever waits by it moves it: nobody else has to, and nothing really waits.
+    #[must_use]
+    pub fn moving_by_itself(self) -> Self {
+        self.0.moves_by_itself.set(true);
+        self
+    }
+
     fn show(&self, ms: i64) {
         self.0.now_ms.set(ms);
         self.0.waiting.take().into_iter().for_each(Waker::wake);
@@ -55,6 +63,9 @@ impl Clock for TestClock {
 
 impl Timer for TestClock {
     async fn wait_until_ms(&self, moment_ms: i64) {
+        if self.0.moves_by_itself.get() && self.now_ms() < moment_ms {
+            self.show(moment_ms);
+        }
         poll_fn(|context| {
             if self.now_ms() >= moment_ms {
                 return Poll::Ready(());

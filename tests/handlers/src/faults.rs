@@ -204,7 +204,7 @@ impl<P: Accounts> Accounts for Faulty<P> {
         self.call("commit", self.port.commit(change)).await
     }
 
-    async fn record(&self, record: &CustomerRecord, processed: &EventId) -> Result<(), Unavailable> {
+    async fn record(&self, record: &CustomerRecord, processed: &EventId) -> Result<Commit, Unavailable> {
         self.call("record", self.port.record(record, processed)).await
     }
 }

@@ -73,7 +73,7 @@ impl Accounts for Reads {
         panic!("the access API only reads")
     }
 
-    async fn record(&self, _: &CustomerRecord, _: &EventId) -> Result<(), Unavailable> {
+    async fn record(&self, _: &CustomerRecord, _: &EventId) -> Result<Commit, Unavailable> {
         panic!("the access API only reads")
     }
 }

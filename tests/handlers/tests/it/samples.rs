@@ -13,10 +13,10 @@ use tokentill::{
         notice,
         period::Cycle,
         price_list::Interval,
-        sync::{Decision, decide},
+        sync::{Decision, decide, failures},
         time::EpochSecs,
     },
-    ports::{AccountChange, Accounts, Clock, Commit},
+    ports::{AccountChange, Accounts, Clock, Commit, CustomerRecord, CustomerStanding, Processed},
 };
 
 pub(crate) const CHECKOUT_COMPLETED: &str = include_str!("../../../../events/webhook-checkout-completed.json");
@@ -128,14 +128,26 @@ pub(crate) fn cancelled(mut facts: CustomerFacts, ended_at: &str) -> CustomerFac
 pub(crate) async fn commit(world: &World, user_id: &str, facts: &CustomerFacts) -> Account {
     let store = world.store();
     let before = store.account(&user(user_id)).await.unwrap();
-    let decision = decide(&world.prices, before.as_ref(), &user(user_id), facts, None, world.clock.now_ms());
+    let known = store.customer(&facts.customer).await.unwrap();
+    let (version, seen_before_ms) = known.as_ref().map_or((0, 0), |known| (known.version, known.seen_at_ms));
+    let failures = failures(&known.map(|known| known.failures).unwrap_or_default(), facts, None, world.clock.now_ms());
+    let decision = decide(&world.prices, before.as_ref(), &user(user_id), facts, &failures, world.clock.now_ms());
     let Decision::Commit { account, notices, .. } = decision else { panic!("{decision:?}") };
     let event_id = EventId::new(format!("evt_{user_id}_{}", account.version)).unwrap();
+    let record = CustomerRecord {
+        customer_id: facts.customer.clone(),
+        version: version + 1,
+        standing: CustomerStanding::Joined,
+        user_id: Some(user(user_id)),
+        seen_at_ms: world.clock.now_ms(),
+        seen_before_ms,
+        failures,
+    };
     let change = AccountChange {
         account: &account,
         next_due: notice::next_due(&account, &world.prices, world.clock.now()),
         notices: &notices,
-        processed: Some(&event_id),
+        processed: Some(Processed { event_id: &event_id, customer: &record }),
         at_ms: world.clock.now_ms(),
     };
     assert_eq!(store.commit(&change).await.unwrap(), Commit::Done);

@@ -269,7 +269,7 @@ impl Bench {
             recounts: self.world.recounts.clone(),
             quarantine: store.clone(),
             meter_errors: store,
-            clock: self.world.clock.clone(),
+            clock: self.world.clock.clone().moving_by_itself(),
             prices: PriceList::shipped().unwrap(),
             mode: StripeMode::Test,
         };

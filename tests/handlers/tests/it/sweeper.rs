@@ -113,7 +113,14 @@ async fn a_payment_between_reading_and_writing_wins() {
     bench.sweeper.accounts.faults.meanwhile("commit", 1, async move {
         let before = store.account(&user("ada")).await.unwrap();
         let facts = subscriber("cus_Ada", "ada", "2026-11-10T00:00:00Z");
-        let decision = tokentill::domain::sync::decide(&prices, before.as_ref(), &user("ada"), &facts, None, now_ms);
+        let decision = tokentill::domain::sync::decide(
+            &prices,
+            before.as_ref(),
+            &user("ada"),
+            &facts,
+            &std::collections::BTreeMap::new(),
+            now_ms,
+        );
         let tokentill::domain::sync::Decision::Commit { account, notices, .. } = decision else { panic!("{decision:?}") };
         let change = tokentill::ports::AccountChange {
             account: &account,

@@ -39,7 +39,7 @@ fn function(world: &World) -> Function {
         recounts: world.recounts.clone(),
         quarantine: world.store_of("sync"),
         meter_errors: world.store_of("sync"),
-        clock: world.clock.clone(),
+        clock: world.clock.clone().moving_by_itself(),
         prices: PriceList::shipped().unwrap(),
         mode: StripeMode::Test,
     }
@@ -130,7 +130,7 @@ async fn the_sample_hint_provisions_the_account_with_its_mark_its_notice_and_its
     }
     expect![[r#"
         accounts [{"announced":{"ending_at":null,"plan":"pro","reminders":0,"state":"active"},"clock_offset_secs":0,"customer_id":"cus_Ada","fetched_at_ms":1795348800000,"final_through":{},"overdue":{},"refused_claimants":[],"segments":[{"billed":["requests","tokens_in","tokens_out"],"customer":"cus_Ada","end":1796860800,"is_trial":false,"plan":"pro","renews":{"anchor":1794268800,"count":1,"interval":"month"},"start":1794268800,"subscription":"sub_Ada"}],"subscription":{"cancel_at":null,"ended_at":null,"flexible":true,"id":"sub_Ada","plan":"pro","status":"active","trial_end":null},"user_id":"ada","version":1}]
-        customers [{"customer_id":"cus_Ada","seen_at_ms":1795348800000,"standing":"joined","user_id":"ada"}]
+        customers [{"customer_id":"cus_Ada","failures":{},"seen_at_ms":1795348800000,"seen_before_ms":0,"standing":"joined","user_id":"ada","version":1}]
         processed [{"event_id":"evt_1TWcheckout","expires_at":1798372800,"processed_at_ms":1795348800000}]
         outbox [{"access_until":null,"at":1795348800,"committed_at_ms":1795348800000,"customer_id":"cus_Ada","day":null,"expires_at":1803124800,"invoice_id":null,"kind":"account.provisioned","notice_id":"3:ada/1:1/19:account.provisioned","payment":null,"pending_shard":"11","plan":"pro","previous_plan":null,"reason":null,"state":"active","user_id":"ada"}]
         quarantine []"#]]
@@ -853,4 +853,203 @@ async fn a_classic_subscription_is_alarmed_at_every_look_and_shown_in_the_accoun
     bench.world.stripe.set(ada());
     assert_eq!(bench.hint(&paid("evt_migrated")).await, Ok(committed(0)));
     assert_eq!(bench.world.item("accounts").await["subscription"]["flexible"], true);
+}
+
+impl Bench {
+    /// Delivers hints that were each sent at a moment after now, in batches, each once its last one was sent. How often Stripe
+    /// was asked for the customer.
+    async fn fetches_of(&self, hints: &[(i64, Hint)], batch: usize) -> usize {
+        let (begin_ms, asked) = (self.world.clock.now_ms(), self.world.stripe.faults.calls("customer"));
+        for hints in hints.chunks(batch) {
+            let sent_at = |after_ms: &i64| begin_ms + after_ms;
+            let last_ms = hints.iter().map(|(after_ms, _)| sent_at(after_ms)).max().unwrap();
+            self.world.clock.advance_ms((last_ms - self.world.clock.now_ms()).max(0));
+            let messages: Vec<_> = hints
+                .iter()
+                .map(|(after_ms, hint)| (Some(hint.event_id.as_str()), json!(hint).to_string(), sent_at(after_ms), 1))
+                .collect();
+            let answer = self.sync.handle(sqs_event(&messages), i64::MAX).await.unwrap();
+            assert!(answer.batch_item_failures.is_empty());
+        }
+        self.world.stripe.faults.calls("customer") - asked
+    }
+}
+
+#[tokio::test]
+async fn a_burst_of_fifty_hints_of_one_customer_costs_three_fetches_at_most() {
+    for (batch, apart_ms) in [(10, 0), (1, 0), (10, 20), (1, 20), (10, 100), (1, 100)] {
+        let burst: Vec<_> = (0..50).map(|n| (n * apart_ms, paid(&format!("evt_{n}")))).collect();
+        // A customer that is new, one whose account is known, and one that no user is joined to.
+        let bench = bench().await;
+        bench.world.stripe.set(ada());
+        let new = bench.fetches_of(&burst, batch).await;
+        bench.world.clock.advance_ms(60_000);
+        let again: Vec<_> = burst.iter().map(|(ms, hint)| (*ms, paid(&format!("{}_again", hint.event_id)))).collect();
+        let known = bench.fetches_of(&again, batch).await;
+        bench.world.stripe.set(CustomerFacts { user_id: None, ..subscriber("cus_Nobody", "nobody", SINCE) });
+        let nobodys = |n: i64| hint(&format!("evt_nobody_{n}"), "invoice.paid", SINCE, "in_1", Some("cus_Nobody"));
+        let nobody = bench.fetches_of(&(0..50).map(|n| (n * apart_ms, nobodys(n))).collect::<Vec<_>>(), batch).await;
+        assert!(new <= 3 && known <= 3 && nobody <= 3, "{batch} a batch, {apart_ms} ms apart: {new}, {known}, {nobody}");
+        assert!(new >= 2 && known >= 2 && nobody >= 2, "the last of them is fetched for, too: {new}, {known}, {nobody}");
+    }
+}
+
+#[tokio::test]
+async fn fifty_failures_of_different_moments_cost_few_fetches_and_the_earliest_counts() {
+    for batch in [1, 10] {
+        let bench = bench().await;
+        bench.world.stripe.set(overdue(ada(), "in_1", "2026-11-22T10:00:00Z"));
+        // One after the other as a batch's order may be: in sevens, so that earlier ones come later.
+        let failures: Vec<_> = (0..50)
+            .map(|n| (0, failed(&format!("evt_{n}"), &at("2026-11-22T11:00:00Z").plus_secs((n * 7) % 50).to_string())))
+            .rev()
+            .collect();
+        let fetches = bench.fetches_of(&failures, batch).await;
+        assert!(fetches <= if batch == 1 { 9 } else { 5 }, "{batch} a batch: {fetches}");
+        let since = bench.account().await.overdue[&InvoiceId::new("in_1").unwrap()].since;
+        assert_eq!(since, at("2026-11-22T11:00:00Z"));
+    }
+}
+
+#[tokio::test]
+async fn a_hint_that_waits_for_its_burst_holds_up_no_other_and_never_waits_beyond_the_functions_time() {
+    let bench = bench().await;
+    bench.world.stripe.set(ada());
+    bench.world.stripe.set(subscriber("cus_Bob", "bob", SINCE));
+    bench.hint(&provision()).await.unwrap();
+    let now_ms = bench.world.clock.now_ms();
+    let bob = hint("evt_bob", "invoice.paid", "2026-11-22T12:00:00Z", "in_9", Some("cus_Bob"));
+    let message = |hint: &Hint| (Some(hint.event_id.as_str().to_owned()), json!(hint).to_string());
+    let [(a, ada_body), (b, bob_body)] = [message(&paid("evt_ada")), message(&bob)];
+    let batch = [(a.as_deref(), ada_body, now_ms, 1), (b.as_deref(), bob_body, now_ms, 1)];
+    // It would wait for two seconds, and there is one.
+    let answer = bench.sync.handle(sqs_event(&batch), now_ms + 1_000).await.unwrap();
+    let again: Vec<_> = answer.batch_item_failures.iter().map(|failure| failure.item_identifier.as_str()).collect();
+    assert_eq!((again, bench.world.clock.now_ms()), (vec!["evt_ada"], now_ms + 1_000));
+    let fetched_ms = bench.world.store().account(&user("bob")).await.unwrap().unwrap().fetched_at_ms;
+    assert_eq!(fetched_ms, now_ms, "bob's was handled meanwhile");
+    assert_eq!(bench.world.queue.postponed().into_iter().map(|(_, secs)| secs).collect::<Vec<_>>(), [0]);
+    let answer = bench.sync.handle(sqs_event(&batch), i64::MAX).await.unwrap();
+    assert!(answer.batch_item_failures.is_empty());
+    assert_eq!(bench.account().await.fetched_at_ms, now_ms + 2_000, "two seconds after it was sent");
+}
+
+async fn overdue_since(bench: &Bench) -> String {
+    bench.account().await.overdue_since().unwrap().to_string()
+}
+
+/// G2: a failure that is heard before its customer has a user is not forgotten.
+#[tokio::test]
+async fn a_failure_heard_before_the_customer_is_joined_begins_the_grace_period() {
+    let bench = bench().await;
+    let unpaid = overdue(ada(), "in_1", "2026-11-22T07:00:00Z");
+    bench.world.stripe.set(CustomerFacts { user_id: None, ..unpaid.clone() });
+    assert_eq!(bench.hint(&failed("evt_1", "2026-11-22T10:00:00Z")).await, Ok(Outcome::NoUser));
+    assert_eq!(bench.hint(&failed("evt_2", "2026-11-22T09:00:00Z")).await, Ok(Outcome::NoUser));
+    bench.world.clock.advance_ms(86_400_000);
+    bench.world.stripe.set(unpaid);
+    bench.hint(&provision()).await.unwrap();
+    assert_eq!(overdue_since(&bench).await, "2026-11-22T09:00:00Z");
+}
+
+/// G2: nor is the first look that showed the invoice open and attempted, where no failure was heard at all.
+#[tokio::test]
+async fn the_first_look_at_an_unpaid_invoice_counts_also_where_the_customer_had_no_user_then() {
+    let bench = bench().await;
+    let unpaid = overdue(ada(), "in_1", "2026-11-22T07:00:00Z");
+    bench.world.stripe.set(CustomerFacts { user_id: None, ..unpaid.clone() });
+    assert_eq!(bench.hint(&provision()).await, Ok(Outcome::NoUser));
+    bench.world.clock.advance_ms(86_400_000);
+    bench.world.stripe.set(unpaid);
+    bench.hint(&paid("evt_later")).await.unwrap();
+    assert_eq!(overdue_since(&bench).await, "2026-11-22T12:00:00Z");
+}
+
+/// Ada's subscription, and another one that is past due since an invoice of 22 November, 7 o'clock.
+fn with_second_subscription() -> CustomerFacts {
+    let mut facts = ada();
+    let second = overdue(subscriber("cus_Second", "ada", SINCE), "in_1", "2026-11-22T07:00:00Z");
+    facts.subscriptions.extend(second.subscriptions);
+    facts.open_invoices = second.open_invoices;
+    facts
+}
+
+/// G2: a failure of a subscription that does not count yet is not forgotten.
+#[tokio::test]
+async fn a_failure_of_a_subscription_that_counts_only_later_begins_its_grace_period() {
+    let bench = bench().await;
+    let mut two = with_second_subscription();
+    bench.world.stripe.set(two.clone());
+    bench.hint(&failed("evt_1", "2026-11-22T10:00:00Z")).await.unwrap();
+    assert_eq!(bench.account().await.overdue.len(), 0, "the one that is paid counts");
+    bench.world.clock.advance_ms(86_400_000);
+    two.subscriptions[0].status = Status::Canceled;
+    two.subscriptions[0].ended_at = Some(at("2026-11-23T11:00:00Z"));
+    bench.world.stripe.set(two);
+    bench.hint(&paid("evt_2")).await.unwrap();
+    assert_eq!(overdue_since(&bench).await, "2026-11-22T10:00:00Z");
+}
+
+/// G2: nor is one of a customer whose claim was refused when it was heard.
+#[tokio::test]
+async fn a_failure_of_a_second_claimant_begins_the_grace_period_once_the_claim_is_granted() {
+    let bench = bench().await;
+    bench.world.stripe.set(ada());
+    bench.hint(&provision()).await.unwrap();
+    bench.world.stripe.set(overdue(subscriber("cus_Other", "ada", SINCE), "in_9", "2026-11-22T07:00:00Z"));
+    let failure = hint("evt_1", "invoice.payment_failed", "2026-11-22T10:00:00Z", "in_9", Some("cus_Other"));
+    assert_eq!(bench.hint(&failure).await, Ok(Outcome::SecondClaimant { user_id: user("ada") }));
+    bench.world.clock.advance_ms(86_400_000);
+    bench.world.stripe.set(cancelled(ada(), "2026-11-23T11:00:00Z"));
+    bench.hint(&paid("evt_2")).await.unwrap();
+    bench.hint(&bench.world.queue.hints()[0]).await.unwrap();
+    assert_eq!(bench.account().await.customer_id.as_str(), "cus_Other");
+    assert_eq!(overdue_since(&bench).await, "2026-11-22T10:00:00Z");
+}
+
+#[tokio::test]
+async fn looks_at_one_customer_at_the_same_time_lose_no_failure() {
+    let bench = bench().await;
+    let unpaid = overdue(ada(), "in_1", "2026-11-22T07:00:00Z");
+    bench.world.stripe.set(CustomerFacts { user_id: None, ..unpaid.clone() });
+    bench.hint(&failed("evt_1", "2026-11-22T11:00:00Z")).await.unwrap();
+    // Another function hears of an earlier failure between our look and our record.
+    let (other, now_ms) = (function(&bench.world), bench.world.clock.now_ms());
+    bench.sync.accounts.faults.meanwhile("record", 1, async move {
+        other.hint(&failed("evt_2", "2026-11-22T09:00:00Z"), now_ms).await.unwrap();
+    });
+    assert_eq!(bench.hint(&failed("evt_3", "2026-11-22T10:00:00Z")).await, Ok(Outcome::NoUser));
+    let record = bench.world.store().customer(&customer("cus_Ada")).await.unwrap().unwrap();
+    assert_eq!((record.version, record.failures.values().next()), (3, Some(&at("2026-11-22T09:00:00Z"))));
+    // Nor do those of a joined customer.
+    bench.world.stripe.set(unpaid);
+    let (other, now_ms) = (function(&bench.world), bench.world.clock.now_ms());
+    bench.sync.accounts.faults.meanwhile("commit", 1, async move {
+        other.hint(&failed("evt_4", "2026-11-22T08:00:00Z"), now_ms).await.unwrap();
+    });
+    bench.hint(&provision()).await.unwrap();
+    assert_eq!(overdue_since(&bench).await, "2026-11-22T08:00:00Z");
+}
+
+#[tokio::test]
+async fn failures_are_forgotten_once_their_invoice_is_no_longer_open() {
+    let bench = bench().await;
+    bench.world.stripe.set(overdue(ada(), "in_1", "2026-11-22T07:00:00Z"));
+    bench.hint(&failed("evt_1", "2026-11-22T11:00:00Z")).await.unwrap();
+    let failures = async || bench.world.item("customers").await["failures"].clone();
+    assert_eq!(failures().await, json!({"in_1": at("2026-11-22T11:00:00Z").as_secs()}));
+    bench.world.stripe.set(ada());
+    bench.hint(&paid("evt_2")).await.unwrap();
+    assert_eq!(failures().await, json!({}));
+}
+
+#[tokio::test]
+async fn a_customer_that_an_older_version_recorded_is_read_and_committed() {
+    let bench = bench().await;
+    bench.world.stripe.set(ada());
+    bench.hint(&provision()).await.unwrap();
+    let newer = ["version", "failures", "seen_before_ms"];
+    bench.world.remove_attributes("customers", ("customer_id", "cus_Ada"), &newer).await;
+    assert_eq!(bench.hint(&paid("evt_1")).await, Ok(committed(0)));
+    assert_eq!(bench.world.item("customers").await["version"], 1);
 }
