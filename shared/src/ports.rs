@@ -17,7 +17,7 @@ use crate::domain::{
     gate::{Granted, Take, Taken},
     hint::Hint,
     id::{CheckoutSessionId, CustomerId, EventId, PriceId, RequestId, UserId},
-    notice::Notice,
+    notice::{Notice, Payment},
     read_back::Rejections,
     report::{Book, MeterReport, Tally},
     selling::{Buyer, Link, Offer, ReturnUrl},
@@ -148,6 +148,24 @@ pub trait Accounts {
     /// # Errors
     /// [`Unavailable`] if it is not certain that it was recorded.
     async fn record(&self, record: &CustomerRecord, processed: &EventId) -> Result<Commit, Unavailable>;
+}
+
+/// The notices that no change of an account causes.
+pub trait PaymentNotices {
+    /// Puts a notice into the outbox, unless one of its id is there, and marks the event as processed; both or neither.
+    ///
+    /// # Errors
+    /// [`Unavailable`] if it is not certain that it was done.
+    async fn tell(&self, notice: Option<&Notice>, processed: &EventId, at_ms: i64) -> Result<Told, Unavailable>;
+}
+
+/// What became of a notice.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Told {
+    /// It is in the outbox now.
+    Now,
+    /// It was there before, or there was none.
+    Not,
 }
 
 /// A change of an account. It holds only if the stored version is the account's minus one, and that of the customer's record
@@ -578,8 +596,8 @@ pub trait StripeState {
     /// [`StripeError::NotFound`] if there never was such a customer; a deleted one is found, as deleted.
     async fn customer(&self, id: &CustomerId) -> Result<CustomerFacts, StripeError>;
 
-    /// The customer an object belongs to, for events that do not name it: a subscription, an invoice or a checkout session,
-    /// known by the prefix of its id. `None` for other objects, and where the object has no customer.
+    /// The customer an object belongs to, for events that do not name it: a subscription, an invoice, a checkout session, a charge
+    /// or a dispute, known by the prefix of its id. `None` for other objects, and where the object has no customer.
     ///
     /// # Errors
     /// [`StripeError::NotFound`] if there never was such an object.
@@ -590,6 +608,24 @@ pub trait StripeState {
     /// # Errors
     /// [`StripeError`], as for [`StripeState::customer`].
     async fn customers_on_clock(&self, clock: &str) -> Result<Vec<CustomerId>, StripeError>;
+}
+
+/// Reads payments that were refunded or disputed.
+pub trait Payments {
+    /// What Stripe shows of a charge (`ch_…`, `py_…`) or a dispute (`dp_…`, `du_…`). `None` for other objects.
+    ///
+    /// # Errors
+    /// [`StripeError::NotFound`] if there never was such an object.
+    async fn payment(&self, object_id: &str) -> Result<Option<PaymentFacts>, StripeError>;
+}
+
+/// A payment as Stripe has it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PaymentFacts {
+    /// Who paid, if it was a customer.
+    pub customer: Option<CustomerId>,
+    /// What is to be told of it; nothing of a charge of which nothing was given back.
+    pub payment: Option<Payment>,
 }
 
 /// Stripe, as far as a sale looks at it and makes its customer.

@@ -12,8 +12,9 @@ use serde_json::{Value, json};
 use stripe_client_core::{IdempotencyKey, RequestBuilder, RequestStrategy, StripeMethod};
 use tokentill::{
     domain::{
-        facts::{LatestInvoice, Status},
+        facts::{LatestInvoice, PausedBy, Status},
         id::{CheckoutSessionId, CustomerId, InvoiceId, PlanId, PriceId, SubscriptionId, UserId},
+        notice::Payment,
         period::Cycle,
         price_list::Interval,
         report::MeterReport,
@@ -21,8 +22,8 @@ use tokentill::{
         time::EpochSecs,
     },
     ports::{
-        CheckoutSessions as _, Delivered, MeterSink as _, MeterSummaries as _, Portal as _, Sales as _, StripeError,
-        StripeState as _,
+        CheckoutSessions as _, Delivered, MeterSink as _, MeterSummaries as _, Payments as _, Portal as _, Sales as _,
+        StripeError, StripeState as _,
     },
     stripe::{FixedKey, KeySource, Limits, SecretKey, Stripe, StripeClient},
 };
@@ -747,6 +748,10 @@ async fn the_customer_of_an_object_is_found_by_the_kind_of_its_id() {
         "/v1/subscriptions/sub_1" => ok(&json!({ "id": "sub_1", "customer": "cus_s" })),
         "/v1/invoices/in_1" => ok(&json!({ "id": "in_1", "customer": { "id": "cus_i", "object": "customer" } })),
         "/v1/checkout/sessions/cs_test_1" => ok(&json!({ "id": "cs_test_1", "customer": null })),
+        "/v1/charges/ch_1" => ok(&charge("ch_1", json!("cus_c"))),
+        "/v1/charges/py_1" => ok(&charge("py_1", Value::Null)),
+        "/v1/disputes/dp_1" => ok(&dispute("dp_1", json!("ch_1"))),
+        "/v1/disputes/du_1" => ok(&dispute("du_1", json!({ "id": "ch_1", "object": "charge" }))),
         _ => error(404, "resource_missing"),
     });
     let stripe = server.stripe();
@@ -754,15 +759,140 @@ async fn the_customer_of_an_object_is_found_by_the_kind_of_its_id() {
         ("sub_1", Some("cus_s")),
         ("in_1", Some("cus_i")),
         ("cs_test_1", None),
-        ("ch_1", None),
+        ("ch_1", Some("cus_c")),
+        ("py_1", None),
+        ("dp_1", Some("cus_c")),
+        ("du_1", Some("cus_c")),
         ("nonsense", None),
         ("cus_1", Some("cus_1")),
     ];
     for (object, customer) in found {
         assert_eq!(stripe.customer_of(object).await, Ok(customer.map(cus)), "{object}");
     }
-    assert_eq!(server.received().len(), 3);
+    assert_eq!(server.received().len(), 9);
     assert_eq!(stripe.customer_of("sub_2").await, Err(StripeError::NotFound { request_id: "req_404".to_owned() }));
+}
+
+fn charge(id: &str, customer: Value) -> Value {
+    json!({ "id": id, "object": "charge", "amount": 4_900, "amount_refunded": 0, "currency": "usd", "customer": customer,
+            "disputed": false, "refunded": false, "billing_details": { "email": "someone@example.com" } })
+}
+
+fn dispute(id: &str, charge: Value) -> Value {
+    json!({ "id": id, "object": "dispute", "amount": 4_900, "charge": charge, "currency": "usd", "reason": "fraudulent",
+            "status": "needs_response" })
+}
+
+#[tokio::test]
+async fn a_refund_and_a_dispute_are_read_with_whose_payment_it_was() {
+    let server = Server::start(|request, _| {
+        let refunded = |amount: i64, all: bool| {
+            let mut charge = charge("ch_1", json!({ "id": "cus_c", "object": "customer" }));
+            (charge["amount_refunded"], charge["refunded"]) = (json!(amount), json!(all));
+            ok(&charge)
+        };
+        match request.path.as_str() {
+            "/v1/charges/ch_none" => refunded(0, false),
+            "/v1/charges/ch_part" => refunded(100, false),
+            "/v1/charges/ch_all" | "/v1/charges/ch_1" => refunded(4_900, true),
+            "/v1/disputes/du_1" => ok(&dispute("du_1", json!("ch_1"))),
+            "/v1/disputes/du_bad" => ok(&json!({ "id": "du_bad", "charge": "ch_1", "amount": 1, "currency": "usd" })),
+            _ => error(404, "resource_missing"),
+        }
+    });
+    let stripe = server.stripe();
+    let payment = |dispute: Option<&str>, status: &str, amount_minor| Payment {
+        charge_id: "ch_1".to_owned(),
+        dispute_id: dispute.map(str::to_owned),
+        status: status.to_owned(),
+        amount_minor,
+        currency: "usd".to_owned(),
+    };
+    for (object, expected) in [
+        ("ch_none", None),
+        ("ch_part", Some(payment(None, "partially_refunded", 100))),
+        ("ch_all", Some(payment(None, "refunded", 4_900))),
+        ("du_1", Some(payment(Some("du_1"), "needs_response", 4_900))),
+    ] {
+        let shown = stripe.payment(object).await.unwrap().unwrap();
+        assert_eq!((shown.customer, shown.payment), (Some(cus("cus_c")), expected), "{object}");
+    }
+    assert_eq!(stripe.payment("evt_1").await, Ok(None));
+    assert_eq!(stripe.payment("ch_2").await, Err(StripeError::NotFound { request_id: "req_404".to_owned() }));
+    let Err(StripeError::Unreadable { reason, .. }) = stripe.payment("du_bad").await else { panic!("it was read") };
+    assert_eq!(reason, "dispute du_bad has no status");
+}
+
+#[tokio::test]
+async fn why_a_subscription_is_paused_is_read_and_paused_collection_is_not() {
+    let mut paused = subscription();
+    paused["status"] = json!("paused");
+    paused["status_details"] = json!({ "paused": { "subscription": { "type": "final_payment_failure" } } });
+    let mut collects_nothing = subscription();
+    collects_nothing["pause_collection"] = json!({ "behavior": "void", "resumes_at": 1_800_000_000 });
+    let server = Server::start(account(customer(), json!([paused, collects_nothing, subscription()]), json!([]), json!([])));
+    let facts = server.stripe().customer(&cus("cus_ada")).await.unwrap();
+    let [paused, collects_nothing, plain] = &facts.subscriptions[..] else { panic!("three subscriptions") };
+    assert_eq!(paused.paused_by, Some(PausedBy::FinalPaymentFailure));
+    assert_eq!((collects_nothing, &plain.paused_by), (plain, &None));
+}
+
+/// A line of an invoice, under the subscription or as an item of its own.
+fn line(subscription: &str, of: &str, amount: i64, end: i64) -> Value {
+    json!({ "id": format!("il_{end}"), "object": "line_item", "amount": amount, "period": { "start": 1_793_534_400, "end": end },
+            "parent": { "type": of, of: { "subscription": subscription, "proration": amount < 0 } } })
+}
+
+#[tokio::test]
+async fn the_paid_invoices_of_a_cancelled_subscription_tell_what_they_paid_for_and_nobody_elses_are_asked_for() {
+    let item = "subscription_item_details";
+    let invoice = |id: &str, paid_at: i64, more: bool, lines: Value| {
+        json!({ "id": id, "object": "invoice", "status": "paid", "status_transitions": { "paid_at": paid_at },
+                "lines": { "object": "list", "has_more": more, "data": lines } })
+    };
+    let invoices = json!([
+        invoice("in_4", 400, false, json!([line("sub_ada", item, 4_900, 9_000), line("sub_ada", item, 12, 8_000)])),
+        // What gives money back, costs nothing or is another's pays for nothing.
+        invoice(
+            "in_3",
+            300,
+            false,
+            json!([
+                line("sub_ada", item, -100, 9_000), line("sub_ada", item, 0, 9_000), line("sub_bob", item, 1, 9_000),
+                { "id": "il_1", "amount": 7, "parent": null, "period": { "end": 9_000 } },
+                line("sub_ada", "invoice_item_details", 5, 7_000),
+            ])
+        ),
+        invoice("in_2", 200, true, json!([line("sub_ada", item, 12, 5_000)])),
+        invoice("in_1", 100, false, json!([])),
+    ]);
+    let mut cancelled = subscription();
+    cancelled["status"] = json!("canceled");
+    let asked = |subscriptions: Value| {
+        let invoices = invoices.clone();
+        let others = account(customer(), subscriptions, json!([]), json!([]));
+        Server::start(move |request, before| match (request.path.as_str(), request.query.as_str()) {
+            ("/v1/invoices", "limit=100&status=paid&subscription=sub_ada") => ok(&list(invoices.clone())),
+            ("/v1/invoices/in_2/lines", "limit=100") => {
+                ok(&list(json!([line("sub_ada", item, 12, 5_000), line("sub_ada", item, 4_900, 6_000)])))
+            }
+            _ => others(request, before),
+        })
+    };
+    let server = asked(json!([cancelled.clone()]));
+    let facts = server.stripe().customer(&cus("cus_ada")).await.unwrap();
+    let paid: Vec<_> = facts
+        .paid_invoices
+        .iter()
+        .map(|paid| (paid.subscription.as_str(), paid.paid_at.as_secs(), paid.paid_for_until.as_secs()))
+        .collect();
+    assert_eq!(paid, [("sub_ada", 400, 9_000), ("sub_ada", 300, 7_000), ("sub_ada", 200, 6_000)]);
+    // Beside a live one the cancelled one does not count.
+    let mut live = subscription();
+    live["id"] = json!("sub_live");
+    let server = asked(json!([cancelled, live]));
+    assert!(server.stripe().customer(&cus("cus_ada")).await.unwrap().paid_invoices.is_empty());
+    assert!(server.received().iter().all(|request| !request.query.contains("status=paid")));
 }
 
 #[tokio::test]

@@ -70,8 +70,7 @@ impl<A: Accounts + DueAccounts, C: Clock> Sweeper<A, C> {
     async fn account(&self, user_id: &UserId, now: EpochSecs) -> Result<Option<u64>, Unavailable> {
         let Some(mut account) = self.accounts.account(user_id).await? else { return Ok(Some(0)) };
         account.version = account.version.saturating_add(1);
-        let (announced, notices) = notice::due(&account, &self.prices, now);
-        account.announced = announced;
+        let notices = notice::due(&mut account, &self.prices, now);
         let change = AccountChange {
             account: &account,
             next_due: notice::next_due(&account, &self.prices, now),

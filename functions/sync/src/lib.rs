@@ -21,8 +21,8 @@ use tokentill::{
     },
     log::{self, Line},
     ports::{
-        AccountChange, Accounts, Commit, CustomerRecord, CustomerStanding, Hints, MeterErrors, Postpone, Processed, Quarantine,
-        Quarantined, Recounts, StripeError, StripeState, Timer, Unavailable,
+        AccountChange, Accounts, Commit, CustomerRecord, CustomerStanding, Hints, MeterErrors, PaymentFacts, PaymentNotices,
+        Payments, Postpone, Processed, Quarantine, Quarantined, Recounts, StripeError, StripeState, Timer, Told, Unavailable,
     },
     records::{self, Nameless},
 };
@@ -78,6 +78,13 @@ pub enum Outcome {
         /// The user it claims.
         user_id: UserId,
     },
+    /// A payment was refunded or disputed; processed, whether or not there was something new to tell.
+    Payment {
+        /// Whose payment, if its customer has an account.
+        user_id: Option<UserId>,
+        /// Whether it was told now: to a user, and for the first time.
+        is_new: bool,
+    },
     /// A test clock's customers were queued, each on its own.
     FannedOut {
         /// How many.
@@ -122,8 +129,8 @@ pub enum Again {
 
 impl<P, A, Q, R, K, M, C> Sync<P, A, Q, R, K, M, C>
 where
-    P: StripeState,
-    A: Accounts,
+    P: StripeState + Payments,
+    A: Accounts + PaymentNotices,
     Q: Hints + Postpone,
     R: Recounts,
     K: Quarantine,
@@ -235,6 +242,9 @@ where
         if !hint.replay && self.accounts.is_processed(&hint.event_id).await? {
             return Ok(Outcome::Skipped);
         }
+        if hint.is_about_a_payment() {
+            return self.payment(hint).await;
+        }
         let customer = match &hint.customer {
             Some(customer) => customer.clone(),
             // Thin events name their object only.
@@ -246,6 +256,28 @@ where
             },
         };
         Box::pin(self.customer(hint, &customer, sent_at_ms, haste)).await
+    }
+
+    /// Tells of a payment that was refunded or disputed what Stripe shows of it now.
+    async fn payment(&self, hint: &Hint) -> Result<Outcome, Again> {
+        let shown = match self.stripe.payment(&hint.object_id).await {
+            Ok(shown) => shown,
+            Err(StripeError::NotFound { .. }) => return Ok(Outcome::NotFound),
+            Err(error) => return Err(error.into()),
+        };
+        let Some(PaymentFacts { customer: Some(customer), payment }) = shown else { return Ok(Outcome::NoCustomer) };
+        let record = self.accounts.customer(&customer).await?;
+        let user = record.filter(|record| record.standing == CustomerStanding::Joined).and_then(|record| record.user_id);
+        let account = match &user {
+            Some(user) => self.accounts.account(user).await?,
+            None => None,
+        };
+        let now_ms = self.clock.now_ms();
+        let now = EpochSecs::from_ms(now_ms);
+        let notice =
+            account.zip(payment).map(|(account, payment)| notice::of_payment(&account, &customer, payment, &self.prices, now));
+        let told = self.accounts.tell(notice.as_ref(), &hint.event_id, now_ms).await?;
+        Ok(Outcome::Payment { user_id: user, is_new: told == Told::Now })
     }
 
     async fn customer(&self, hint: &Hint, customer: &CustomerId, sent_at_ms: i64, haste: Haste) -> Result<Outcome, Again> {
@@ -525,6 +557,10 @@ fn outcome_line(outcome: &Outcome) -> Line {
         }
         Outcome::SecondClaimant { user_id } => {
             line("second customer claims a user").field("user", log::pseudonym(user_id.as_str())).count("NeedsAttention", 1)
+        }
+        Outcome::Payment { user_id, is_new } => {
+            let user = user_id.as_ref().map(|user_id| log::pseudonym(user_id.as_str()));
+            line("refund or dispute of a payment").maybe("user", user.as_deref()).field("notices", u64::from(*is_new))
         }
         Outcome::FannedOut { customers } => line("test clock's customers queued").field("customers", *customers),
         Outcome::UsageRejected { event_id } => {

@@ -8,9 +8,9 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     account::Account,
-    facts::Status,
+    facts::{PausedBy, Status},
     id::{MeterId, PlanId, UserId},
-    price_list::PriceList,
+    price_list::{GraceAccess, PriceList},
     segment::{Place, place},
     time::EpochSecs,
 };
@@ -66,7 +66,7 @@ pub enum Reason {
 pub struct Standing {
     /// The state.
     pub state: State,
-    /// Why it allows nothing, if so.
+    /// Why it allows nothing, if so; also in a grace period that is worth nothing on its plan.
     pub reason: Option<Reason>,
     /// When it will change by itself, as far as that ends access.
     pub access_until: Option<EpochSecs>,
@@ -74,7 +74,40 @@ pub struct Standing {
     pub plan: Option<PlanId>,
 }
 
+impl Standing {
+    /// Whether it allows a call, before quotas and rates.
+    #[must_use]
+    pub fn allows(&self) -> bool {
+        self.state.allows() && self.reason.is_none()
+    }
+
+    /// Whether the plan's limits are those of a grace period.
+    #[must_use]
+    pub fn is_grace(&self) -> bool {
+        self.state == State::Grace
+    }
+}
+
 /// The state table. `now` is the real moment; the account's test clock moves it.
+///
+/// | Stripe's status of the subscription that counts | state | until | then |
+/// |---|---|---|---|
+/// | none, `incomplete`, `incomplete_expired` | `free`, else `none` | | |
+/// | `trialing` | `trialing` | `trial_end`, or `cancel_at` if that is earlier | `active`; after `cancel_at` as cancelled |
+/// | `active` | `active` | `cancel_at`, if set | as cancelled |
+/// | `past_due`, `unpaid` | `grace` | the deadline | `ended`, `payment_overdue` |
+/// | `paused` by a failed payment, its invoice still open | `grace` | the deadline | `ended`, `paused` |
+/// | `paused` otherwise | `ended`, `paused` | | |
+/// | `canceled`, an overdue invoice still open | `grace` | the deadline | `ended`, `payment_overdue` |
+/// | `canceled`, an invoice of it paid after its end | `active` | the end of what that invoice paid for | as cancelled |
+/// | `canceled` otherwise | `free`, else `ended`, `subscription_ended` | | |
+/// | newer than we know | as it was | | |
+///
+/// The deadline is so many days after the earliest known failure of any open invoice of the subscription. In `grace` the plan says
+/// what access is worth: all, less, or nothing, with the reason `payment_overdue`. `pause_collection` changes no status at Stripe,
+/// and nothing here: who collects nothing for a while gives access away.
+///
+/// Which subscription counts is for [`decide`](super::sync::decide) to say: the best status first, then the newest.
 #[must_use]
 pub fn standing(account: Option<&Account>, prices: &PriceList, now: EpochSecs) -> Standing {
     let Some(account) = account else { return without_subscription(prices, Reason::UnknownUser) };
@@ -84,9 +117,13 @@ pub fn standing(account: Option<&Account>, prices: &PriceList, now: EpochSecs) -
     let ended =
         |reason| Standing { state: State::Ended, reason: Some(reason), access_until: None, plan: subscription.plan.clone() };
     // Grace ends exactly at the deadline: the second before it still has access, the deadline itself has not.
-    let overdue = || match account.grace_deadline(prices) {
-        Some(deadline) if now < deadline => with(State::Grace, Some(deadline)),
-        _ => ended(Reason::PaymentOverdue),
+    let grace_or_ended = |reason| match account.grace_deadline(prices) {
+        Some(deadline) if now < deadline => {
+            let plan = subscription.plan.as_ref().and_then(|plan| prices.plan(plan));
+            let is_worth_nothing = plan.is_some_and(|plan| plan.grace == GraceAccess::None);
+            Standing { reason: is_worth_nothing.then_some(Reason::PaymentOverdue), ..with(State::Grace, Some(deadline)) }
+        }
+        _ => ended(reason),
     };
     match &subscription.status {
         Status::Incomplete | Status::IncompleteExpired => without_subscription(prices, Reason::PaymentIncomplete),
@@ -98,10 +135,15 @@ pub fn standing(account: Option<&Account>, prices: &PriceList, now: EpochSecs) -
             with(State::Trialing, earliest(subscription.trial_end, subscription.cancel_at))
         }
         Status::Trialing | Status::Active => with(State::Active, subscription.cancel_at),
-        Status::PastDue | Status::Unpaid => overdue(),
+        Status::PastDue | Status::Unpaid => grace_or_ended(Reason::PaymentOverdue),
+        // Without an open invoice there is no deadline, so it has ended.
+        Status::Paused if account.paused_by.as_ref().is_some_and(PausedBy::is_a_failed_payment) => grace_or_ended(Reason::Paused),
         Status::Paused => ended(Reason::Paused),
-        Status::Canceled if !account.overdue.is_empty() => overdue(),
-        Status::Canceled => without_subscription(prices, Reason::SubscriptionEnded),
+        Status::Canceled if !account.overdue.is_empty() => grace_or_ended(Reason::PaymentOverdue),
+        Status::Canceled => match account.paid_until.filter(|until| now < *until) {
+            Some(until) => with(State::Active, Some(until)),
+            None => without_subscription(prices, Reason::SubscriptionEnded),
+        },
         // Never stored (the last known status is kept); were it, a paying user would not be locked out.
         Status::Other(_) => with(State::Active, subscription.cancel_at),
     }
@@ -165,8 +207,8 @@ pub struct Quota {
     pub resets_at: String,
 }
 
-/// The next moment at which access changes although nothing is committed: a deadline, the end of a trial, of a subscription, of a
-/// segment or of the free tier's month. A real moment; `None` if there is none.
+/// The next moment at which access changes although nothing is committed: a deadline, the end of a trial, of a subscription, of
+/// what was paid for late, of a segment or of the free tier's month. A real moment; `None` if there is none.
 #[must_use]
 pub fn next_change(account: Option<&Account>, prices: &PriceList, now: EpochSecs) -> Option<EpochSecs> {
     let offset_secs = account.map_or(0, |account| account.clock_offset_secs);
@@ -187,6 +229,7 @@ pub fn next_change(account: Option<&Account>, prices: &PriceList, now: EpochSecs
         moments.extend(subscription.and_then(|subscription| subscription.trial_end));
         moments.extend(subscription.and_then(|subscription| subscription.cancel_at));
         moments.extend(account.grace_deadline(prices));
+        moments.extend(account.paid_until);
         moments.extend(account.segments.iter().map(|segment| segment.start));
     }
     moments.sort();
@@ -273,6 +316,64 @@ mod tests {
     }
 
     #[test]
+    fn a_pause_ends_access_and_one_by_a_failed_payment_only_at_the_deadline_of_its_open_invoice() {
+        let failed = Some("2026-11-20T12:00:00Z");
+        let (before, deadline) = (at("2026-11-27T11:59:59Z"), at("2026-11-27T12:00:00Z"));
+        let grace = "grace - 2026-11-27T12:00:00Z";
+        for (reason, overdue, now, expected) in [
+            ("first_payment_failure", failed, before, grace),
+            ("first_payment_failure", failed, deadline, "ended paused -"),
+            ("final_payment_failure", failed, before, grace),
+            ("final_payment_failure", failed, deadline, "ended paused -"),
+            ("final_payment_failure", None, before, "ended paused -"),
+            ("pause_requested", failed, before, "ended paused -"),
+            ("system", failed, before, "ended paused -"),
+            ("trial_end_without_payment_method", failed, before, "ended paused -"),
+            ("newer_than_we_know", failed, before, "ended paused -"),
+        ] {
+            let mut account = with_status(Status::Paused, overdue);
+            account.paused_by = Some(PausedBy::from(reason.to_owned()));
+            assert_eq!(shown(Some(&account), now), expected, "{reason} {overdue:?} {now}");
+        }
+        assert_eq!(shown(Some(&with_status(Status::Paused, failed)), before), "ended paused -", "nothing says why");
+    }
+
+    #[test]
+    fn what_was_paid_for_after_the_end_is_had_to_the_second_unless_another_invoice_is_overdue() {
+        let mut account = with_status(Status::Canceled, None);
+        account.paid_until = Some(at("2026-12-10T00:00:00Z"));
+        assert_eq!(shown(Some(&account), at("2026-12-09T23:59:59Z")), "active - 2026-12-10T00:00:00Z");
+        assert_eq!(shown(Some(&account), at("2026-12-10T00:00:00Z")), "free - - | ended subscription_ended -");
+        account.overdue.insert(InvoiceId::new("in_2").unwrap(), Overdue { since: at("2026-11-20T12:00:00Z") });
+        assert_eq!(shown(Some(&account), at("2026-11-26T00:00:00Z")), "grace - 2026-11-27T12:00:00Z");
+        assert_eq!(shown(Some(&account), at("2026-11-28T00:00:00Z")), "ended payment_overdue -");
+        // A subscription that goes on is not restored by it, and needs no such thing.
+        for status in [Status::PastDue, Status::Paused] {
+            let mut account = with_status(status, None);
+            account.paid_until = Some(at("2026-12-10T00:00:00Z"));
+            assert!(shown(Some(&account), at("2026-12-09T23:59:59Z")).starts_with("ended"));
+        }
+    }
+
+    #[test]
+    fn a_grace_period_that_is_worth_nothing_allows_nothing_and_ends_at_the_same_moment() {
+        let account = with_status(Status::PastDue, Some("2026-11-20T12:00:00Z"));
+        let (mut prices, _) = lists();
+        let seen = |prices: &PriceList, now: &str| {
+            let standing = standing(Some(&account), prices, at(now));
+            (standing.state, standing.reason, standing.allows(), standing.access_until.map(|until| until.to_string()))
+        };
+        let until = Some("2026-11-27T12:00:00Z".to_owned());
+        assert_eq!(seen(&prices, "2026-11-21T00:00:00Z"), (State::Grace, None, true, until.clone()));
+        for plan in &mut prices.plans {
+            plan.grace = GraceAccess::None;
+        }
+        let refused = Some(Reason::PaymentOverdue);
+        assert_eq!(seen(&prices, "2026-11-21T00:00:00Z"), (State::Grace, refused, false, until));
+        assert_eq!(seen(&prices, "2026-11-27T12:00:00Z"), (State::Ended, refused, false, None));
+    }
+
+    #[test]
     fn a_trial_ends_at_its_end_and_a_cancellation_at_its_moment() {
         let mut account = with_status(Status::Trialing, None);
         account.subscription.as_mut().unwrap().trial_end = Some(at("2026-11-24T00:00:00Z"));
@@ -309,10 +410,12 @@ mod tests {
         let maybe = || prop::option::of(moment());
         let segments = prop::collection::vec((moment(), 1_i64..40, any::<bool>()), 0..4);
         let offset = prop_oneof![Just(0), -400 * DAY_SECS..400 * DAY_SECS];
-        (status, (maybe(), maybe(), maybe()), segments, offset).prop_map(|(status, moments, segments, offset)| {
+        (status, (maybe(), maybe(), maybe(), maybe()), segments, offset).prop_map(|(status, moments, segments, offset)| {
             let mut account = with_status(status, None);
             let subscription = account.subscription.as_mut().unwrap();
             (subscription.trial_end, subscription.cancel_at) = (moments.0, moments.1);
+            account.paid_until = moments.3;
+            account.paused_by = moments.0.map(|_| PausedBy::FinalPaymentFailure);
             if let Some(since) = moments.2 {
                 account.overdue.insert(InvoiceId::new("in_1").unwrap(), Overdue { since });
             }

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     access::State,
-    facts::Status,
+    facts::{PausedBy, Status},
     id::{CustomerId, InvoiceId, PlanId, SubscriptionId, UserId},
     price_list::PriceList,
     segment::Segment,
@@ -34,6 +34,13 @@ pub struct Account {
     /// invoice is no draft any more. It only ever moves later.
     #[serde(default)]
     pub final_through: BTreeMap<SubscriptionId, EpochSecs>,
+    /// Why the subscription is paused, if it is.
+    #[serde(default)]
+    pub paused_by: Option<PausedBy>,
+    /// Of a cancelled subscription whose invoice was paid after its end: the end of the period that was paid for. Access goes on
+    /// until then (G7).
+    #[serde(default)]
+    pub paid_until: Option<EpochSecs>,
     /// A test clock's moment minus the real one when it was read; 0 without a test clock. Every decision about this account
     /// uses now plus this.
     #[serde(default)]
@@ -43,6 +50,9 @@ pub struct Account {
     /// What notices have told of this account.
     #[serde(default)]
     pub announced: Announced,
+    /// The end of the trial whose coming end was told last.
+    #[serde(default)]
+    pub trial_end_told: Option<EpochSecs>,
     /// Other customers that claimed the user while it was bound to this one. They are looked at again once it no longer is.
     #[serde(default)]
     pub refused_claimants: BTreeSet<CustomerId>,
@@ -118,7 +128,13 @@ impl Account {
     /// When the present grace period began: the earliest failure of any open invoice.
     #[must_use]
     pub fn overdue_since(&self) -> Option<EpochSecs> {
-        self.overdue.values().map(|overdue| overdue.since).min()
+        self.first_overdue().map(|(_, since)| since)
+    }
+
+    /// The open invoice whose payment failed first, and when that was.
+    #[must_use]
+    pub fn first_overdue(&self) -> Option<(&InvoiceId, EpochSecs)> {
+        self.overdue.iter().map(|(invoice, overdue)| (invoice, overdue.since)).min_by_key(|(_, since)| *since)
     }
 
     /// The moment at which access ends if nothing is paid.
@@ -163,9 +179,12 @@ pub(crate) mod tests {
                 is_trial: false,
             }],
             final_through: BTreeMap::new(),
+            paused_by: None,
+            paid_until: None,
             clock_offset_secs: 0,
             fetched_at_ms: start.as_secs() * 1000,
             announced: Announced { state: Some(State::Active), plan, reminders: 0, ending_at: None },
+            trial_end_told: None,
             refused_claimants: BTreeSet::new(),
         }
     }

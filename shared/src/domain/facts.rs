@@ -25,6 +25,9 @@ pub struct CustomerFacts {
     pub subscriptions: Vec<SubscriptionFacts>,
     /// The invoices that are open, that is finalised and not yet paid, voided or written off.
     pub open_invoices: Vec<InvoiceFacts>,
+    /// Where the subscription that counts is cancelled: its invoices that are paid. A payment that came after its end restores
+    /// access to the end of what it paid for (G7).
+    pub paid_invoices: Vec<PaidInvoice>,
     /// The users that completed checkout sessions name as `client_reference_id`, newest first.
     pub checkout_users: Vec<UserId>,
 }
@@ -36,6 +39,8 @@ pub struct SubscriptionFacts {
     pub id: SubscriptionId,
     /// Stripe's status.
     pub status: Status,
+    /// Why it is paused, if it is.
+    pub paused_by: Option<PausedBy>,
     /// When it was made.
     pub created: EpochSecs,
     /// The user that its metadata names.
@@ -91,6 +96,72 @@ pub struct InvoiceFacts {
     pub created: EpochSecs,
     /// Whether a payment was attempted.
     pub attempted: bool,
+}
+
+/// An invoice of a subscription that is paid.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PaidInvoice {
+    /// The subscription it is for.
+    pub subscription: SubscriptionId,
+    /// When it was paid.
+    pub paid_at: EpochSecs,
+    /// The end of the period that it paid for: the latest of its lines of that subscription that cost something. What corrects a
+    /// change within a period and gives money back pays for nothing.
+    pub paid_for_until: EpochSecs,
+}
+
+/// Why a subscription is paused, in Stripe's words. The set is open.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "String", into = "String")]
+pub enum PausedBy {
+    /// An invoice's first payment failed, and the account is set to pause then.
+    FirstPaymentFailure,
+    /// An invoice's last payment failed, and the account is set to pause then.
+    FinalPaymentFailure,
+    /// Anything else: it was asked for, a trial ended without a payment method, or a reason that is newer than we know.
+    Other(String),
+}
+
+impl From<String> for PausedBy {
+    fn from(text: String) -> Self {
+        match text.as_str() {
+            "first_payment_failure" => Self::FirstPaymentFailure,
+            "final_payment_failure" => Self::FinalPaymentFailure,
+            _ => Self::Other(text),
+        }
+    }
+}
+
+impl From<PausedBy> for String {
+    fn from(reason: PausedBy) -> Self {
+        match reason {
+            PausedBy::FirstPaymentFailure => "first_payment_failure".to_owned(),
+            PausedBy::FinalPaymentFailure => "final_payment_failure".to_owned(),
+            PausedBy::Other(text) => text,
+        }
+    }
+}
+
+impl PausedBy {
+    /// Whether a failed payment paused it: then its grace period goes on (G7).
+    #[must_use]
+    pub fn is_a_failed_payment(&self) -> bool {
+        matches!(self, Self::FirstPaymentFailure | Self::FinalPaymentFailure)
+    }
+}
+
+/// A customer's subscriptions in the order in which they count: by status, then the newest. `status` tells each one's status as far
+/// as it is known; one without is left out.
+pub fn by_rank<'a>(
+    subscriptions: &'a [SubscriptionFacts],
+    status: impl Fn(&'a SubscriptionFacts) -> Option<&'a Status>,
+) -> Vec<&'a SubscriptionFacts> {
+    let mut ranked: Vec<_> = subscriptions.iter().filter_map(|facts| Some((status(facts)?.rank(), facts))).collect();
+    ranked.sort_by(|(a_rank, a), (b_rank, b)| {
+        let key = |rank: &u8, facts: &SubscriptionFacts| (*rank, std::cmp::Reverse(facts.created));
+        key(a_rank, a).cmp(&key(b_rank, b)).then_with(|| a.id.cmp(&b.id))
+    });
+    ranked.into_iter().map(|(_, facts)| facts).collect()
 }
 
 /// A subscription's status. The set is open: what is newer than we know keeps its text.
@@ -166,7 +237,7 @@ impl Status {
     }
 
     /// Which of a customer's subscriptions counts: the lowest rank, and among equals the newest.
-    pub(super) fn rank(&self) -> u8 {
+    fn rank(&self) -> u8 {
         match self {
             Self::Active => 0,
             Self::Trialing => 1,

@@ -9,7 +9,7 @@ use super::{
     access::{Access, Quota, RateLimit, Reason, Standing, standing},
     account::Account,
     id::{MeterId, UserId, composite_key, composite_parts},
-    price_list::{Counts, Interval, Plan, Price, PriceList},
+    price_list::{Counts, Interval, Limits, Plan, Price, PriceList},
     report::Tally,
     segment::{Place, place},
     time::{EpochSecs, MINUTE_SECS, UtcDay, calendar_month},
@@ -90,7 +90,7 @@ pub fn usual_days(prices: &PriceList, now: EpochSecs) -> Option<(UtcDay, UtcDay)
             Some(Interval::Year) => now.plus_days(-366),
         }
     };
-    let earliest = prices.plans.iter().filter(|plan| !plan.quotas.is_empty()).map(start).min()?;
+    let earliest = prices.plans.iter().filter(|plan| plan.limited_meters().next().is_some()).map(start).min()?;
     Some((earliest.day(), now.day().next()))
 }
 
@@ -163,7 +163,7 @@ pub struct Gate<'a> {
     user_id: &'a UserId,
     prices: &'a PriceList,
     standing: Standing,
-    plan: Option<&'a Plan>,
+    limits: Option<Limits<'a>>,
     window: Window,
     local_now: EpochSecs,
     now: EpochSecs,
@@ -177,14 +177,15 @@ impl<'a> Gate<'a> {
         let local_now = account.map_or(now, |account| account.local_time(now));
         let standing = standing(account, prices, now);
         let plan = standing.plan.as_ref().and_then(|id| prices.plan(id));
+        let limits = plan.map(|plan| plan.limits(standing.is_grace()));
         let window = Window::of(&place(account, prices, local_now), local_now);
-        Self { user_id, prices, standing, plan, window, local_now, now }
+        Self { user_id, prices, standing, limits, window, local_now, now }
     }
 
     /// Whether anything that was counted matters: whether the plan has a quota.
     #[must_use]
     pub fn has_quotas(&self) -> bool {
-        self.plan.is_some_and(|plan| !plan.quotas.is_empty())
+        self.limits.as_ref().is_some_and(|limits| !limits.quotas.is_empty())
     }
 
     /// The days, in the account's time, whose tallies the segment needs.
@@ -204,11 +205,11 @@ impl<'a> Gate<'a> {
     /// as is left of every quota must be one at least, and the rate does not matter.
     #[must_use]
     pub fn denial(&self, asked: Option<&Asked>, granted: &Granted, counted: Option<&Counted>) -> Option<Reason> {
-        if !self.standing.state.allows() {
+        if !self.standing.allows() {
             return self.standing.reason;
         }
         let rate = || {
-            let per_minute = u64::from(self.plan?.requests_per_minute);
+            let per_minute = u64::from(self.limits.as_ref()?.requests_per_minute);
             let wanted = self.granted_in_minute(granted).saturating_add(u64::from(asked?.requests));
             (wanted > per_minute).then_some(Reason::RateLimited)
         };
@@ -218,7 +219,7 @@ impl<'a> Gate<'a> {
     /// Whether a quota does not hold what is asked for.
     #[must_use]
     pub fn exceeded(&self, asked: Option<&Asked>, granted: &Granted, counted: Option<&Counted>) -> Option<Reason> {
-        let exceeds = |(meter, limit): (&MeterId, &u64)| {
+        let exceeds = |(meter, limit): (&&MeterId, &u64)| {
             let wanted = match asked {
                 Some(asked) if self.is_of_requests(meter) => u64::from(asked.requests),
                 // A call that does not say how much it is going to use will use something.
@@ -227,14 +228,14 @@ impl<'a> Gate<'a> {
             };
             self.used(meter, granted, counted).saturating_add(wanted) > *limit
         };
-        self.plan?.quotas.iter().any(exceeds).then_some(Reason::QuotaExceeded)
+        self.limits.as_ref()?.quotas.iter().any(exceeds).then_some(Reason::QuotaExceeded)
     }
 
     /// What is to be taken for a check; `None` where no plan limits anything.
     #[must_use]
     pub fn take<'b>(&'b self, asked: &Asked, granted: &Granted, counted: Option<&Counted>) -> Option<Take<'b>> {
-        let plan = self.plan?;
-        let of_requests = plan.quotas.iter().filter(|(meter, _)| self.is_of_requests(meter));
+        let limits = self.limits.as_ref()?;
+        let of_requests = limits.quotas.iter().filter(|(meter, _)| self.is_of_requests(meter));
         let segment = of_requests.min_by_key(|(_, limit)| **limit).map(|(meter, limit)| {
             let counted = self.counted(meter, counted);
             let in_segment = granted.segments.get(&self.window.key).copied().unwrap_or(0);
@@ -250,7 +251,7 @@ impl<'a> Gate<'a> {
             user_id: self.user_id,
             requests: asked.requests,
             minute: self.minute(),
-            per_minute: plan.requests_per_minute,
+            per_minute: limits.requests_per_minute,
             segment,
             stale_minutes: self.stale_minutes(granted),
             stale_segments: self.stale_segments(granted),
@@ -261,23 +262,23 @@ impl<'a> Gate<'a> {
     /// The answer. `rate` tells what is left of this minute, too.
     #[must_use]
     pub fn answer(&self, reason: Option<Reason>, granted: &Granted, counted: Option<&Counted>, rate: bool) -> Access {
-        let quota = |(meter, limit): (&MeterId, &u64)| {
+        let quota = |(meter, limit): (&&MeterId, &u64)| {
             let used = self.used(meter, granted, counted);
             let remaining = limit.saturating_sub(used);
-            (meter.clone(), Quota { limit: *limit, used, remaining, resets_at: self.window.end.to_string() })
+            ((*meter).clone(), Quota { limit: *limit, used, remaining, resets_at: self.window.end.to_string() })
         };
         Access {
             user_id: self.user_id.clone(),
-            allowed: self.standing.state.allows() && reason.is_none(),
+            allowed: self.standing.allows() && reason.is_none(),
             state: self.standing.state,
             reason,
             plan: self.standing.plan.clone(),
             access_until: self.standing.access_until.map(|until| until.to_string()),
-            rate_limit: self.plan.map(|plan| RateLimit {
-                requests_per_minute: plan.requests_per_minute,
-                remaining: rate.then(|| self.remaining(plan, granted)),
+            rate_limit: self.limits.as_ref().map(|limits| RateLimit {
+                requests_per_minute: limits.requests_per_minute,
+                remaining: rate.then(|| self.remaining(limits, granted)),
             }),
-            quotas: self.plan.iter().flat_map(|plan| &plan.quotas).map(quota).collect(),
+            quotas: self.limits.iter().flat_map(|limits| &limits.quotas).map(quota).collect(),
         }
     }
 
@@ -287,9 +288,9 @@ impl<'a> Gate<'a> {
         MINUTE_SECS.saturating_sub(self.now.secs_since(self.now.minute()))
     }
 
-    fn remaining(&self, plan: &Plan, granted: &Granted) -> u32 {
+    fn remaining(&self, limits: &Limits<'_>, granted: &Granted) -> u32 {
         let granted = u32::try_from(self.granted_in_minute(granted)).unwrap_or(u32::MAX);
-        plan.requests_per_minute.saturating_sub(granted)
+        limits.requests_per_minute.saturating_sub(granted)
     }
 
     fn minute(&self) -> i64 {
@@ -355,7 +356,14 @@ fn segment_start(key: &str) -> Option<(&str, EpochSecs)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::domain::{account::tests::subscribed, facts::Status, id::PlanId, period::Cycle, time::DAY_SECS};
+    use crate::domain::{
+        account::{Overdue, tests::subscribed},
+        facts::Status,
+        id::{InvoiceId, PlanId},
+        period::Cycle,
+        price_list::{GraceAccess, ReducedLimits},
+        time::DAY_SECS,
+    };
     use expect_test::expect;
     use proptest::prelude::*;
 
@@ -422,6 +430,53 @@ mod tests {
             gate.denial(None, &granted(NOW, 0, "4:free/10:1790812800", 100), Some(&counted(NOVEMBER, &[("tokens_in", 500)]))),
             None
         );
+    }
+
+    #[test]
+    fn in_a_grace_period_the_lowered_limits_hold_and_are_told() {
+        let (mut prices, user) = (with_quotas(&[("requests", 1_000)]), ada());
+        let reduced =
+            ReducedLimits { requests_per_minute: Some(60), quotas: [(meter("requests"), 100), (meter("tokens_in"), 5)].into() };
+        let pro = prices.plans.iter_mut().find(|plan| plan.id.as_str() == "pro").unwrap();
+        pro.grace = GraceAccess::Reduced(reduced);
+        let mut account = subscribed("2026-11-10T00:00:00Z");
+        let key = place(Some(&account), &prices, at(NOW)).segment_key().unwrap();
+        let seen = |account: &Account, in_minute: u64, in_segment: u64| {
+            let gate = Gate::new(&user, Some(account), &prices, at(NOW));
+            let granted = granted("2026-11-22T12:00:00Z", in_minute, &key, in_segment);
+            let reason = gate.denial(Some(&asked(1, &[])), &granted, None);
+            let take = gate.take(&asked(1, &[]), &granted, None).unwrap();
+            let answer = gate.answer(reason, &granted, None, true);
+            let limits: Vec<_> = answer.quotas.iter().map(|(meter, quota)| format!("{meter} {}", quota.limit)).collect();
+            assert_eq!(
+                (take.per_minute, take.segment.unwrap().limit),
+                (answer.rate_limit.unwrap().requests_per_minute, answer.quotas[&meter("requests")].limit)
+            );
+            format!("{reason:?} {} {}", take.per_minute, limits.join(" "))
+        };
+        assert_eq!(seen(&account, 60, 100), "None 600 requests 1000");
+        account.subscription.as_mut().unwrap().status = Status::PastDue;
+        account.overdue.insert(InvoiceId::new("in_1").unwrap(), Overdue { since: at("2026-11-20T12:00:00Z") });
+        assert_eq!(seen(&account, 59, 99), "None 60 requests 100 tokens_in 5");
+        assert_eq!(seen(&account, 60, 99), "Some(RateLimited) 60 requests 100 tokens_in 5");
+        assert_eq!(seen(&account, 0, 100), "Some(QuotaExceeded) 60 requests 100 tokens_in 5");
+        // Where it is worth nothing, nothing is taken.
+        prices.plans.iter_mut().for_each(|plan| plan.grace = GraceAccess::None);
+        let gate = Gate::new(&user, Some(&account), &prices, at(NOW));
+        let reason = gate.denial(Some(&asked(1, &[])), &Granted::default(), None);
+        assert_eq!(reason, Some(Reason::PaymentOverdue));
+        assert!(!gate.answer(reason, &Granted::default(), None, true).allowed);
+        assert_eq!(gate.denial(None, &Granted::default(), None), Some(Reason::PaymentOverdue));
+    }
+
+    #[test]
+    fn a_quota_of_grace_periods_alone_has_its_days_read() {
+        let mut prices = with_quotas(&[]);
+        prices.plans.retain(|plan| !plan.prices.is_empty());
+        assert_eq!(usual_days(&prices, at(NOW)), None);
+        let reduced = ReducedLimits { requests_per_minute: None, quotas: [(meter("requests"), 100)].into() };
+        prices.plans[0].grace = GraceAccess::Reduced(reduced);
+        assert!(usual_days(&prices, at(NOW)).is_some());
     }
 
     #[test]

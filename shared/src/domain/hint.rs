@@ -62,6 +62,12 @@ impl Hint {
         self.kind.starts_with("test_helpers.test_clock.")
     }
 
+    /// Whether the event is about a payment that was refunded or disputed: it is told, and changes no account.
+    #[must_use]
+    pub fn is_about_a_payment(&self) -> bool {
+        self.kind == "charge.refunded" || self.kind.starts_with("charge.dispute.")
+    }
+
     /// Whether Stripe says that it threw usage away after it had taken it, which is about a meter, or about none, and no customer.
     #[must_use]
     pub fn is_about_rejected_usage(&self) -> bool {

@@ -129,14 +129,17 @@ pub struct Payment {
     pub currency: String,
 }
 
-/// What is due to be told of the account at the real moment `now`, and what will then have been told.
+/// How many days before its end a trial's end is told; at once, if it is shorter.
+const TRIAL_TOLD_DAYS: i64 = 3;
+
+/// What is due to be told of the account at the real moment `now`. The account remembers that it was told.
 ///
 /// The account's version must already be the one it will be committed under: the notices' ids are made of it.
 #[must_use]
-pub fn due(account: &Account, prices: &PriceList, now: EpochSecs) -> (Announced, Vec<Notice>) {
+pub fn due(account: &mut Account, prices: &PriceList, now: EpochSecs) -> Vec<Notice> {
     let standing = standing(Some(account), prices, now);
-    let told = &account.announced;
     let local = account.local_time(now);
+    let told = account.announced.clone();
     let mut kinds = Vec::new();
 
     let subscribed = |state: Option<State>| matches!(state, Some(State::Trialing | State::Active | State::Grace | State::Ended));
@@ -154,22 +157,28 @@ pub fn due(account: &Account, prices: &PriceList, now: EpochSecs) -> (Announced,
         (Some(State::Grace), State::Active | State::Trialing) => kinds.push(NoticeKind::GraceCleared),
         _ => {}
     }
+    // Who had no subscription that was told of hears of the plan as the account is provisioned.
     if subscribed(told.state) && subscribed(Some(standing.state)) && told.plan != standing.plan {
         kinds.push(NoticeKind::PlanChanged);
     }
     let reminders = reminders_reached(account, prices, &standing, local);
-    if told.state == Some(State::Grace) && reminders > told.reminders {
+    if told.state == Some(State::Grace) && reminders.len() > usize::from(told.reminders) {
         kinds.push(NoticeKind::GraceReminder);
     }
-    let ending_at = account.subscription.as_ref().and_then(|subscription| subscription.cancel_at);
-    if ending_at != told.ending_at && ending_at.is_some() && matches!(standing.state, State::Active | State::Trialing) {
-        kinds.push(NoticeKind::SubscriptionEnding);
+    let (of_the_end, ending_at) = ending(account, &standing, told.ending_at);
+    kinds.extend(of_the_end);
+    let trial_end = trial_to_be_told(account, &standing).filter(|end| end.plus_days(-TRIAL_TOLD_DAYS) <= local);
+    if trial_end.is_some() {
+        kinds.push(NoticeKind::TrialEnding);
     }
 
-    let announced = Announced { state: Some(standing.state), plan: standing.plan.clone(), reminders, ending_at };
-    let notices = kinds
-        .into_iter()
-        .map(|kind| Notice {
+    let notice = |kind| {
+        let of_the_invoice = match kind {
+            NoticeKind::GraceStarted | NoticeKind::GraceReminder => true,
+            NoticeKind::AccessEnded => standing.reason == Some(Reason::PaymentOverdue),
+            _ => false,
+        };
+        Notice {
             notice_id: notice_id(account, kind),
             kind,
             user_id: account.user_id.clone(),
@@ -178,18 +187,83 @@ pub fn due(account: &Account, prices: &PriceList, now: EpochSecs) -> (Announced,
             state: standing.state,
             reason: standing.reason,
             plan: standing.plan.as_ref().map(ToString::to_string),
-            previous_plan: None,
-            access_until: standing.access_until,
-            invoice_id: None,
-            day: None,
+            previous_plan: told.plan.as_ref().filter(|_| kind == NoticeKind::PlanChanged).map(ToString::to_string),
+            access_until: match kind {
+                NoticeKind::SubscriptionEnding => ending_at,
+                NoticeKind::TrialEnding => trial_end,
+                _ => standing.access_until,
+            },
+            invoice_id: account.first_overdue().filter(|_| of_the_invoice).map(|(invoice, _)| invoice.clone()),
+            day: reminders.last().copied().filter(|_| kind == NoticeKind::GraceReminder),
             payment: None,
-        })
-        .collect();
-    (announced, notices)
+        }
+    };
+    let notices = kinds.into_iter().map(notice).collect();
+    account.announced = Announced {
+        state: Some(standing.state),
+        plan: standing.plan.clone(),
+        reminders: u8::try_from(reminders.len()).unwrap_or(u8::MAX),
+        ending_at,
+    };
+    account.trial_end_told = trial_end.or(account.trial_end_told);
+    notices
 }
 
-/// When the account is next to be looked at although Stripe says nothing: a reminder, the end of grace, of a trial or of the
-/// subscription. A real moment, whatever clock the account lives by.
+/// What is to be told of the subscription's announced end, and which end will then have been told. While access has ended nothing
+/// is; it is made up for when access is back.
+fn ending(account: &Account, standing: &Standing, told: Option<EpochSecs>) -> (Option<NoticeKind>, Option<EpochSecs>) {
+    let Some(subscription) = account.subscription.as_ref().filter(|subscription| subscription.status.is_live()) else {
+        return (None, None);
+    };
+    match (told, subscription.cancel_at) {
+        (told, Some(end)) if told != Some(end) && matches!(standing.state, State::Active | State::Trialing) => {
+            (Some(NoticeKind::SubscriptionEnding), Some(end))
+        }
+        (Some(_), None) if matches!(standing.state, State::Active | State::Trialing | State::Grace) => {
+            (Some(NoticeKind::SubscriptionContinued), None)
+        }
+        _ => (None, told),
+    }
+}
+
+/// The trial's end, if it is still to be told: not where the subscription ends with it, which is told as that.
+fn trial_to_be_told(account: &Account, standing: &Standing) -> Option<EpochSecs> {
+    let subscription = account.subscription.as_ref().filter(|_| standing.state == State::Trialing)?;
+    let end = subscription.trial_end.filter(|end| account.trial_end_told != Some(*end))?;
+    subscription.cancel_at.is_none_or(|cancel_at| end < cancel_at).then_some(end)
+}
+
+/// What tells of a payment that was refunded or disputed. Its id is made of what Stripe shows, so that each state of it is told
+/// once, however often it is heard of. The account is not changed by it.
+#[must_use]
+pub fn of_payment(account: &Account, customer: &CustomerId, payment: Payment, prices: &PriceList, now: EpochSecs) -> Notice {
+    let standing = standing(Some(account), prices, now);
+    let (kind, notice_id) = match &payment.dispute_id {
+        Some(dispute) => (NoticeKind::PaymentDisputed, composite_key(&["dispute", dispute, &payment.status])),
+        None => {
+            let refunded = payment.amount_minor.to_string();
+            (NoticeKind::PaymentRefunded, composite_key(&["refund", &payment.charge_id, &refunded]))
+        }
+    };
+    Notice {
+        notice_id,
+        kind,
+        user_id: account.user_id.clone(),
+        customer_id: Some(customer.clone()),
+        at: account.local_time(now),
+        state: standing.state,
+        reason: standing.reason,
+        plan: standing.plan.as_ref().map(ToString::to_string),
+        previous_plan: None,
+        access_until: standing.access_until,
+        invoice_id: None,
+        day: None,
+        payment: Some(payment),
+    }
+}
+
+/// When the account is next to be looked at although Stripe says nothing: a reminder, the end of grace, three days before a trial's
+/// end, the end of the trial, of the subscription or of what was paid for late. A real moment, whatever clock the account lives by.
 #[must_use]
 pub fn next_due(account: &Account, prices: &PriceList, now: EpochSecs) -> Option<EpochSecs> {
     let local = account.local_time(now);
@@ -203,15 +277,18 @@ pub fn next_due(account: &Account, prices: &PriceList, now: EpochSecs) -> Option
     reminders
         .chain(standing.access_until)
         .chain(trial_end)
+        .chain(trial_to_be_told(account, &standing).map(|end| end.plus_days(-TRIAL_TOLD_DAYS)))
         .filter(|moment| *moment > local)
         .min()
         .map(|moment| moment.plus_secs(account.clock_offset_secs.saturating_neg()))
 }
 
-fn reminders_reached(account: &Account, prices: &PriceList, standing: &Standing, local: EpochSecs) -> u8 {
-    let Some(since) = account.overdue_since().filter(|_| standing.state == State::Grace) else { return 0 };
-    let reached = prices.grace.reminder_days.iter().filter(|day| since.plus_days(i64::from(**day)) <= local).count();
-    u8::try_from(reached).unwrap_or(u8::MAX)
+/// The days whose reminder is reached.
+fn reminders_reached<'a>(account: &Account, prices: &'a PriceList, standing: &Standing, local: EpochSecs) -> &'a [u16] {
+    let days = prices.grace.reminder_days.as_slice();
+    let Some(since) = account.overdue_since().filter(|_| standing.state == State::Grace) else { return &[] };
+    let reached = days.iter().take_while(|day| since.plus_days(i64::from(**day)) <= local).count();
+    days.get(..reached).unwrap_or_default()
 }
 
 fn notice_id(account: &Account, kind: NoticeKind) -> String {
@@ -234,8 +311,7 @@ mod tests {
     /// Tells what is due at `now` and remembers it, as a commit would.
     fn tell(account: &mut Account, now: &str) -> Vec<String> {
         account.version += 1;
-        let (announced, notices) = due(account, &PriceList::shipped().unwrap(), at(now));
-        account.announced = announced;
+        let notices = due(account, &PriceList::shipped().unwrap(), at(now));
         notices.iter().map(|notice| notice.kind.as_str().to_owned()).collect()
     }
 
@@ -295,6 +371,159 @@ mod tests {
         assert_eq!(tell(&mut account, "2026-12-11T00:00:00Z"), Vec::<String>::new());
     }
 
+    /// Tells what is due at `now` in full.
+    fn told(account: &mut Account, now: &str) -> Vec<Notice> {
+        account.version += 1;
+        due(account, &PriceList::shipped().unwrap(), at(now))
+    }
+
+    #[test]
+    fn notices_of_a_failed_payment_name_the_invoice_that_failed_first_and_reminders_their_day() {
+        let mut account = subscribed("2026-11-10T00:00:00Z");
+        account.subscription.as_mut().unwrap().status = Status::PastDue;
+        for (invoice, since) in [("in_1", "2026-11-21T12:00:00Z"), ("in_2", "2026-11-20T12:00:00Z")] {
+            account.overdue.insert(InvoiceId::new(invoice).unwrap(), Overdue { since: at(since) });
+        }
+        let mut seen = Vec::new();
+        // The first reminder is a day late and says which day's it is.
+        for now in ["2026-11-20T12:00:05Z", "2026-11-24T18:00:00Z", "2026-11-26T12:00:00Z", "2026-11-27T12:00:00Z"] {
+            for notice in told(&mut account, now) {
+                let invoice = notice.invoice_id.as_ref().map_or("-", InvoiceId::as_str);
+                let reason = serde_json::to_value(notice.reason).unwrap();
+                seen.push(format!("{} {invoice} {:?} {reason}", notice.kind.as_str(), notice.day));
+            }
+        }
+        let expected = [
+            "grace.started in_2 None null",
+            "grace.reminder in_2 Some(3) null",
+            "grace.reminder in_2 Some(6) null",
+            "access.ended in_2 None \"payment_overdue\"",
+        ];
+        assert_eq!(seen, expected);
+    }
+
+    #[test]
+    fn a_sweep_that_missed_both_reminders_sends_the_last_ones() {
+        let mut account = subscribed("2026-11-10T00:00:00Z");
+        account.subscription.as_mut().unwrap().status = Status::PastDue;
+        account.overdue.insert(InvoiceId::new("in_1").unwrap(), Overdue { since: at("2026-11-20T12:00:00Z") });
+        told(&mut account, "2026-11-20T12:00:05Z");
+        let late = told(&mut account, "2026-11-27T06:00:00Z");
+        assert_eq!(late.iter().map(|notice| notice.day).collect::<Vec<_>>(), [Some(6)]);
+    }
+
+    #[test]
+    fn a_change_of_plan_says_both_plans_and_is_not_told_with_the_provisioning() {
+        let mut account = subscribed("2026-11-10T00:00:00Z");
+        account.announced = Announced {
+            state: Some(State::Free),
+            plan: Some(crate::domain::id::PlanId::new("free").unwrap()),
+            ..Announced::default()
+        };
+        let first = told(&mut account, "2026-11-10T00:00:01Z");
+        assert_eq!(first.iter().map(|notice| notice.kind).collect::<Vec<_>>(), [NoticeKind::AccountProvisioned]);
+        assert_eq!(first[0].previous_plan, None);
+        account.subscription.as_mut().unwrap().plan = Some(crate::domain::id::PlanId::new("max").unwrap());
+        let changed = told(&mut account, "2026-11-11T00:00:00Z");
+        let plans = (changed[0].previous_plan.as_deref(), changed[0].plan.as_deref());
+        assert_eq!((changed.len(), plans), (1, (Some("pro"), Some("max"))));
+    }
+
+    #[test]
+    fn the_end_of_a_trial_is_told_three_days_before_and_again_if_it_is_prolonged() {
+        let mut account = subscribed("2026-11-10T00:00:00Z");
+        account.announced = Announced::default();
+        let subscription = account.subscription.as_mut().unwrap();
+        (subscription.status, subscription.trial_end) = (Status::Trialing, Some(at("2026-11-24T00:00:00Z")));
+        assert_eq!(tell(&mut account, "2026-11-10T00:00:01Z"), ["account.provisioned"]);
+        assert_eq!(next(&account, "2026-11-10T00:00:01Z"), "2026-11-21T00:00:00Z");
+        assert_eq!(tell(&mut account, "2026-11-20T23:59:59Z"), Vec::<String>::new());
+        let ending = told(&mut account, "2026-11-21T00:00:00Z");
+        assert_eq!(ending.iter().map(|notice| notice.kind).collect::<Vec<_>>(), [NoticeKind::TrialEnding]);
+        assert_eq!(ending[0].access_until, Some(at("2026-11-24T00:00:00Z")));
+        assert_eq!(next(&account, "2026-11-21T00:00:00Z"), "2026-11-24T00:00:00Z");
+        assert_eq!(tell(&mut account, "2026-11-22T00:00:00Z"), Vec::<String>::new());
+        account.subscription.as_mut().unwrap().trial_end = Some(at("2026-12-24T00:00:00Z"));
+        assert_eq!(tell(&mut account, "2026-11-23T00:00:00Z"), Vec::<String>::new());
+        assert_eq!(next(&account, "2026-11-23T00:00:00Z"), "2026-12-21T00:00:00Z");
+        assert_eq!(tell(&mut account, "2026-12-22T00:00:00Z"), ["trial.ending"]);
+        assert_eq!(tell(&mut account, "2026-12-24T00:00:00Z"), Vec::<String>::new());
+    }
+
+    #[test]
+    fn a_trial_of_less_than_three_days_is_told_at_once_and_one_that_ends_with_its_subscription_is_not() {
+        let mut account = subscribed("2026-11-10T00:00:00Z");
+        account.announced = Announced::default();
+        let subscription = account.subscription.as_mut().unwrap();
+        (subscription.status, subscription.trial_end) = (Status::Trialing, Some(at("2026-11-12T00:00:00Z")));
+        let mut ending = account.clone();
+        assert_eq!(tell(&mut account, "2026-11-10T00:00:01Z"), ["account.provisioned", "trial.ending"]);
+        ending.subscription.as_mut().unwrap().cancel_at = Some(at("2026-11-12T00:00:00Z"));
+        assert_eq!(tell(&mut ending, "2026-11-10T00:00:01Z"), ["account.provisioned", "subscription.ending"]);
+        // Who changes their mind goes on into the paid time, and hears of it.
+        ending.subscription.as_mut().unwrap().cancel_at = None;
+        assert_eq!(tell(&mut ending, "2026-11-11T00:00:01Z"), ["subscription.continued", "trial.ending"]);
+    }
+
+    #[test]
+    fn a_cancellation_that_is_taken_back_is_told_once_and_so_is_a_new_one() {
+        let mut account = subscribed("2026-11-10T00:00:00Z");
+        let cancel = |account: &mut Account, at: Option<EpochSecs>| account.subscription.as_mut().unwrap().cancel_at = at;
+        cancel(&mut account, Some(at("2026-12-10T00:00:00Z")));
+        let ending = told(&mut account, "2026-11-12T00:00:00Z");
+        assert_eq!((ending[0].kind, ending[0].access_until), (NoticeKind::SubscriptionEnding, Some(at("2026-12-10T00:00:00Z"))));
+        cancel(&mut account, None);
+        assert_eq!(tell(&mut account, "2026-11-13T00:00:00Z"), ["subscription.continued"]);
+        assert_eq!(tell(&mut account, "2026-11-14T00:00:00Z"), Vec::<String>::new());
+        // While a payment is overdue no end is told; it is made up for.
+        account.subscription.as_mut().unwrap().status = Status::PastDue;
+        account.overdue.insert(InvoiceId::new("in_1").unwrap(), Overdue { since: at("2026-11-15T00:00:00Z") });
+        cancel(&mut account, Some(at("2026-12-10T00:00:00Z")));
+        assert_eq!(tell(&mut account, "2026-11-15T00:00:00Z"), ["grace.started"]);
+        account.subscription.as_mut().unwrap().status = Status::Active;
+        account.overdue.clear();
+        assert_eq!(tell(&mut account, "2026-11-16T00:00:00Z"), ["grace.cleared", "subscription.ending"]);
+        // Its end is no continuation.
+        account.subscription.as_mut().unwrap().status = Status::Canceled;
+        cancel(&mut account, None);
+        assert_eq!(tell(&mut account, "2026-12-10T00:00:00Z"), ["subscription.ended"]);
+        assert_eq!(account.announced.ending_at, None);
+    }
+
+    #[test]
+    fn a_late_payment_after_the_end_restores_access_and_the_end_of_what_it_paid_for_is_told() {
+        let mut account = subscribed("2026-11-10T00:00:00Z");
+        account.subscription.as_mut().unwrap().status = Status::Canceled;
+        account.overdue.insert(InvoiceId::new("in_1").unwrap(), Overdue { since: at("2026-11-10T00:00:00Z") });
+        assert_eq!(tell(&mut account, "2026-11-17T00:00:00Z"), ["access.ended"]);
+        account.overdue.clear();
+        account.paid_until = Some(at("2026-12-10T00:00:00Z"));
+        let restored = told(&mut account, "2026-11-20T00:00:00Z");
+        assert_eq!((restored[0].kind, restored[0].access_until), (NoticeKind::AccessRestored, account.paid_until));
+        assert_eq!(next(&account, "2026-11-20T00:00:00Z"), "2026-12-10T00:00:00Z");
+        assert_eq!(tell(&mut account, "2026-12-10T00:00:00Z"), ["subscription.ended"]);
+    }
+
+    #[test]
+    fn a_payments_notice_is_named_by_what_stripe_shows_of_it() {
+        let (account, prices) = (subscribed("2026-11-10T00:00:00Z"), PriceList::shipped().unwrap());
+        let of = |dispute: Option<&str>, status: &str, amount_minor| {
+            let payment = Payment {
+                charge_id: "ch_1".into(),
+                dispute_id: dispute.map(str::to_owned),
+                status: status.into(),
+                amount_minor,
+                currency: "usd".into(),
+            };
+            let notice = of_payment(&account, &account.customer_id, payment, &prices, at("2026-11-20T00:00:00Z"));
+            format!("{} {}", notice.kind.as_str(), notice.notice_id)
+        };
+        assert_eq!(of(None, "partially_refunded", 100), "payment.refunded 6:refund/4:ch_1/3:100");
+        assert_eq!(of(None, "refunded", 4_900), "payment.refunded 6:refund/4:ch_1/4:4900");
+        assert_eq!(of(Some("du_1"), "needs_response", 4_900), "payment.disputed 7:dispute/4:du_1/14:needs_response");
+        assert_eq!(of(Some("du_1"), "lost", 4_900), "payment.disputed 7:dispute/4:du_1/4:lost");
+    }
+
     #[test]
     fn a_kinds_name_is_stored_as_it_is_said() {
         for kind in [
@@ -322,7 +551,7 @@ mod tests {
         account.clock_offset_secs = 86_400;
         account.subscription.as_mut().unwrap().cancel_at = Some(at("2026-12-10T00:00:00Z"));
         assert_eq!(next(&account, "2026-12-08T00:00:00Z"), "2026-12-09T00:00:00Z");
-        let ids: Vec<_> = due(&account, &PriceList::shipped().unwrap(), at("2026-11-20T00:00:00Z")).1;
+        let ids = due(&mut account, &PriceList::shipped().unwrap(), at("2026-11-20T00:00:00Z"));
         assert_eq!(ids[0].notice_id, "3:ada/1:1/19:subscription.ending");
         assert_eq!(ids[0].at, at("2026-11-21T00:00:00Z"));
     }

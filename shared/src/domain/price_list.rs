@@ -95,9 +95,64 @@ pub struct Plan {
     /// The most of a meter that one segment allows.
     #[serde(default)]
     pub quotas: BTreeMap<MeterId, u64>,
+    /// What access is worth in a grace period.
+    #[serde(default)]
+    pub grace: GraceAccess,
     /// What it costs.
     #[serde(default)]
     pub prices: Vec<Price>,
+}
+
+/// What a plan's access is worth while a payment is overdue and the deadline is not reached: `"full"`, which is meant where
+/// nothing is said, `"none"`, or a table of lower limits.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize)]
+#[serde(try_from = "toml::Value")]
+pub enum GraceAccess {
+    /// As much as ever.
+    #[default]
+    Full,
+    /// Nothing: calls are refused as `payment_overdue`, while the subscription and its deadline go on.
+    None,
+    /// Less.
+    Reduced(ReducedLimits),
+}
+
+/// The limits of a grace period. What is not named here stays as the plan has it.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ReducedLimits {
+    /// The most requests granted in one UTC minute, at most the plan's own.
+    pub requests_per_minute: Option<u32>,
+    /// The most of a meter that one segment allows, what was used of it before the grace period included.
+    #[serde(default)]
+    pub quotas: BTreeMap<MeterId, u64>,
+}
+
+impl TryFrom<toml::Value> for GraceAccess {
+    type Error = String;
+
+    fn try_from(value: toml::Value) -> Result<Self, String> {
+        const HELP: &str = r#"`grace` of a plan is "full", "none" or lower limits such as { requests_per_minute = 60 }"#;
+        match value {
+            toml::Value::String(text) if text == "full" => Ok(Self::Full),
+            toml::Value::String(text) if text == "none" => Ok(Self::None),
+            toml::Value::Table(table) => match table.try_into() {
+                Ok(limits) => Ok(Self::Reduced(limits)),
+                Err(error) => Err(format!("{HELP}: {}", error.message())),
+            },
+            toml::Value::String(text) => Err(format!("{HELP}, not {text:?}")),
+            other => Err(format!("{HELP}, not of type {}", other.type_str())),
+        }
+    }
+}
+
+/// What limits a plan's requests at a moment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Limits<'a> {
+    /// The most requests granted in one UTC minute.
+    pub requests_per_minute: u32,
+    /// The most of a meter that one segment allows.
+    pub quotas: BTreeMap<&'a MeterId, u64>,
 }
 
 /// What a client does when the access check cannot be reached.
@@ -272,6 +327,7 @@ impl PriceList {
             return Err(format!("plan {name}: its metered prices share one interval, which is the segment's period"));
         }
         unique("metered price for meter", metered.iter().map(|(meter, _)| meter.as_str()))?;
+        self.check_grace(plan)?;
         match plan.quotas.keys().chain(metered.iter().map(|(meter, _)| *meter)).find(|id| self.meter(id).is_none()) {
             Some(unknown) => {
                 Err(format!("plan {name}: there is no meter {unknown}; add it under [[meters]] or correct the name"))
@@ -279,16 +335,71 @@ impl PriceList {
             None => Ok(()),
         }
     }
+
+    fn check_grace(&self, plan: &Plan) -> Result<(), String> {
+        let name = &plan.id;
+        if plan.grace != GraceAccess::Full && plan.prices.is_empty() {
+            return Err(format!("plan {name}: it has no price, so no payment of it can fail; leave its `grace` out"));
+        }
+        let GraceAccess::Reduced(reduced) = &plan.grace else { return Ok(()) };
+        if reduced.requests_per_minute.is_none() && reduced.quotas.is_empty() {
+            return Err(format!(
+                r#"plan {name}: its `grace` lowers no limit; name requests_per_minute or quotas, or write "full" or "none""#
+            ));
+        }
+        if reduced.requests_per_minute.is_some_and(|limit| !(1..=plan.requests_per_minute).contains(&limit)) {
+            let most = plan.requests_per_minute;
+            return Err(format!(
+                r#"plan {name}: grace.requests_per_minute is 1 to {most}, the plan's own; for nothing write "none""#
+            ));
+        }
+        for (meter, limit) in &reduced.quotas {
+            if self.meter(meter).is_none() {
+                return Err(format!("plan {name}: there is no meter {meter}; add it under [[meters]] or correct the name"));
+            }
+            if plan.quotas.get(meter).is_some_and(|own| limit > own) {
+                return Err(format!(
+                    "plan {name}: grace.quotas.{meter} is more than the plan's own quota; lower it or leave it out"
+                ));
+            }
+        }
+        Ok(())
+    }
 }
 
 impl Plan {
+    /// What limits its requests, in a grace period or outside of one.
+    #[must_use]
+    pub fn limits(&self, in_grace: bool) -> Limits<'_> {
+        let mut limits = Limits {
+            requests_per_minute: self.requests_per_minute,
+            quotas: self.quotas.iter().map(|(meter, limit)| (meter, *limit)).collect(),
+        };
+        if let GraceAccess::Reduced(reduced) = &self.grace
+            && in_grace
+        {
+            limits.requests_per_minute = reduced.requests_per_minute.unwrap_or(limits.requests_per_minute);
+            limits.quotas.extend(reduced.quotas.iter().map(|(meter, limit)| (meter, *limit)));
+        }
+        limits
+    }
+
+    /// The meters that it has a quota on, at any time.
+    pub fn limited_meters(&self) -> impl Iterator<Item = &MeterId> {
+        let in_grace = match &self.grace {
+            GraceAccess::Reduced(reduced) => Some(reduced.quotas.keys()),
+            GraceAccess::Full | GraceAccess::None => None,
+        };
+        self.quotas.keys().chain(in_grace.into_iter().flatten())
+    }
+
     /// The meters this plan counts: those it bills or limits, and on the free tier every one, since nothing of it is billed.
     #[must_use]
     pub fn counted_meters<'a>(&'a self, list: &'a PriceList) -> BTreeSet<&'a MeterId> {
         if self.prices.is_empty() {
             list.meters.iter().map(|meter| &meter.id).collect()
         } else {
-            self.prices.iter().filter_map(Price::meter).chain(self.quotas.keys()).collect()
+            self.prices.iter().filter_map(Price::meter).chain(self.limited_meters()).collect()
         }
     }
 }
@@ -325,7 +436,38 @@ mod tests {
             ]
         );
         assert!(list.meters.iter().all(|meter| meter.event_name == meter.id.as_str()));
+        assert!(list.plans.iter().all(|plan| plan.grace == GraceAccess::Full));
         assert_eq!((list.grace.days, list.grace.reminder_days.as_slice()), (7, [3, 6].as_slice()));
+    }
+
+    #[test]
+    fn the_limits_of_a_grace_period_are_the_plans_own_but_for_those_that_are_lowered() {
+        let parse = |grace: &str| {
+            let own = format!("name = \"Pro\"\nquotas = {{ requests = 1000, tokens_in = 50 }}\n{grace}\n");
+            PriceList::parse(&SHIPPED.replacen("name = \"Pro\"\n", &own, 1)).unwrap()
+        };
+        let shown = |list: &PriceList, in_grace: bool| {
+            let plan = list.plan(&PlanId::new("pro").unwrap()).unwrap();
+            let limits = plan.limits(in_grace);
+            let quotas: Vec<_> = limits.quotas.iter().map(|(meter, limit)| format!("{meter} {limit}")).collect();
+            format!("{} {}", limits.requests_per_minute, quotas.join(" "))
+        };
+        let own = "600 requests 1000 tokens_in 50";
+        for (grace, expected) in [
+            ("", own),
+            ("grace = \"full\"", own),
+            ("grace = { requests_per_minute = 60 }", "60 requests 1000 tokens_in 50"),
+            ("grace = { quotas = { requests = 0, tokens_out = 7 } }", "600 requests 0 tokens_in 50 tokens_out 7"),
+        ] {
+            let list = parse(grace);
+            assert_eq!((shown(&list, false).as_str(), shown(&list, true).as_str()), (own, expected), "{grace}");
+        }
+        // What a grace period limits has to be counted.
+        let list = parse("grace = { quotas = { tokens_out = 7 } }");
+        let plan = list.plan(&PlanId::new("pro").unwrap()).unwrap();
+        let without_prices = Plan { prices: plan.prices.iter().take(1).cloned().collect(), ..plan.clone() };
+        let counted: Vec<_> = without_prices.counted_meters(&list).into_iter().map(MeterId::as_str).collect();
+        assert_eq!(counted, ["requests", "tokens_in", "tokens_out"]);
     }
 
     #[test]
@@ -342,6 +484,18 @@ mod tests {
         assert!(broken("lookup_key = \"pro_base\"", "lookup_key = \"pro_requests\"").contains("twice"));
         assert!(broken("counts = \"requests\"", "counts = \"units.\"").contains("units.<name>"));
         assert!(broken("name = \"Pro\"", "name = \"Pro\"\ntypo = 1").contains("typo"));
+        let pro = "name = \"Pro\"\n";
+        let grace = |grace: &str| broken(pro, &format!("{pro}grace = {grace}\n"));
+        assert!(grace(r#""half""#).contains(r#"`grace` of a plan is "full", "none" or lower limits"#), "{}", grace(r#""half""#));
+        assert!(grace("7").contains("not of type integer"));
+        assert!(grace("{ requests_per_hour = 7 }").contains("requests_per_hour"));
+        assert!(grace("{}").contains("lowers no limit"));
+        assert!(grace("{ requests_per_minute = 601 }").contains("1 to 600, the plan's own"));
+        assert!(grace("{ requests_per_minute = 0 }").contains(r#"for nothing write "none""#));
+        assert!(grace("{ quotas = { request = 1 } }").contains("there is no meter request"));
+        assert!(broken("name = \"Free\"", "name = \"Free\"\ngrace = \"none\"").contains("no payment of it can fail"));
+        let own = "quotas = { requests = 10 }\ngrace = { quotas = { requests = 11 } }";
+        assert!(broken(pro, &format!("{pro}{own}\n")).contains("more than the plan's own quota"));
         let other_interval = "meter = \"tokens_in\"\ninterval = \"year\"";
         assert!(broken("meter = \"tokens_in\"\ninterval = \"month\"", other_interval).contains("share one interval"));
     }

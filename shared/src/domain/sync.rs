@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
     account::{Account, Announced, Overdue, Subscription},
-    facts::{CustomerFacts, InvoiceFacts, ItemFacts, Status, SubscriptionFacts},
+    facts::{CustomerFacts, InvoiceFacts, ItemFacts, PaidInvoice, PausedBy, Status, SubscriptionFacts, by_rank},
     hint::PaymentFailure,
     id::{CustomerId, InvoiceId, PlanId, SubscriptionId, UserId},
     notice::{self, Notice},
@@ -67,7 +67,7 @@ pub enum Alarm {
 /// session's `client_reference_id` (the contract, 3.1).
 #[must_use]
 pub fn joined_user(facts: &CustomerFacts) -> Option<&UserId> {
-    by_rank(facts)
+    by_rank(&facts.subscriptions, |subscription| Some(&subscription.status))
         .into_iter()
         .find_map(|subscription| subscription.user_id.as_ref())
         .or(facts.user_id.as_ref())
@@ -105,20 +105,31 @@ pub fn decide(
     let now = local_moment(facts, fetch_began_ms);
     let clock_offset_secs = now.secs_since(real_now);
 
-    let chosen = by_rank(facts).into_iter().next();
+    let previous = same_customer.and_then(|account| account.subscription.as_ref());
+    let chosen = by_rank(&facts.subscriptions, |subscription| known_status(subscription, previous)).into_iter().next();
+    for subscription in &facts.subscriptions {
+        if let Status::Other(status) = &subscription.status {
+            alarms.push(Alarm::UnknownStatus { status: status.clone() });
+        }
+    }
     if facts.subscriptions.iter().filter(|subscription| subscription.status.is_live()).count() > 1 {
         alarms.push(Alarm::SeveralSubscriptions);
     }
-    let previous = same_customer.and_then(|account| account.subscription.as_ref());
     let subscription = match chosen {
         Some(chosen) => subscription(prices, chosen, previous, &mut alarms),
         // A deleted customer's subscriptions are cancelled with it, and Stripe no longer shows them.
         None if facts.deleted => previous.cloned().map(|last| ended(last, now)),
         None => None,
     };
-    let overdue = overdue(same_customer, facts, chosen, failures, now);
+    let overdue = overdue(same_customer, facts, subscription.as_ref(), chosen, failures, now);
     let segments = timeline::segments(prices, before, facts, chosen, subscription.as_ref(), now);
     let recount = may_be_counted_now(before, &segments);
+
+    let is_the_same = before.and_then(|account| account.subscription.as_ref()).map(|kept| &kept.id)
+        == subscription.as_ref().map(|subscription| &subscription.id);
+    let mut announced = before.map_or_else(Announced::default, |account| account.announced.clone());
+    // What was told of another subscription's end is no word about this one's.
+    announced.ending_at = announced.ending_at.filter(|_| is_the_same);
 
     let mut account = Account {
         user_id: user_id.clone(),
@@ -128,15 +139,17 @@ pub fn decide(
         overdue,
         final_through: final_through(before, facts, &segments, now),
         segments,
+        paused_by: paused_by(same_customer, chosen),
+        paid_until: chosen.and_then(|chosen| paid_until(facts, chosen)),
         clock_offset_secs,
         fetched_at_ms: fetch_began_ms,
-        announced: before.map_or_else(Announced::default, |account| account.announced.clone()),
+        announced,
+        trial_end_told: before.and_then(|account| account.trial_end_told).filter(|_| is_the_same),
         refused_claimants: before.map(|account| account.refused_claimants.clone()).unwrap_or_default(),
     };
     account.refused_claimants.remove(&facts.customer);
     let revisit = claimants_of_unbound(&mut account);
-    let (announced, notices) = notice::due(&account, prices, real_now);
-    account.announced = announced;
+    let notices = notice::due(&mut account, prices, real_now);
     Decision::Commit { account: Box::new(account), notices, alarms, revisit, recount }
 }
 
@@ -173,14 +186,15 @@ pub fn release(prices: &PriceList, before: &Account, now_ms: i64) -> (Account, V
     account.version = account.version.saturating_add(1);
     account.subscription = None;
     account.overdue.clear();
+    (account.paused_by, account.paid_until, account.trial_end_told) = (None, None, None);
+    account.announced.ending_at = None;
     account.fetched_at_ms = now_ms;
     if let Some(last) = account.segments.last_mut() {
         last.end = last.end.min(local_now).max(last.start);
         last.renews = None;
     }
     let revisit = claimants_of_unbound(&mut account);
-    let (announced, notices) = notice::due(&account, prices, now);
-    account.announced = announced;
+    let notices = notice::due(&mut account, prices, now);
     (account, notices, revisit)
 }
 
@@ -268,13 +282,30 @@ pub fn may_skip(
     fetched.has_seen(sent_at_ms) && tells_nothing_new && !replay
 }
 
-fn by_rank(facts: &CustomerFacts) -> Vec<&SubscriptionFacts> {
-    let mut subscriptions: Vec<_> = facts.subscriptions.iter().collect();
-    subscriptions.sort_by(|a, b| {
-        let key = |subscription: &SubscriptionFacts| (subscription.status.rank(), std::cmp::Reverse(subscription.created));
-        key(a).cmp(&key(b)).then_with(|| a.id.cmp(&b.id))
-    });
-    subscriptions
+/// The status that a subscription counts by: Stripe's, or the last known one where Stripe's is newer than we know. Without a last
+/// known one there is nothing to keep, so such a subscription does not count yet.
+fn known_status<'a>(facts: &'a SubscriptionFacts, previous: Option<&'a Subscription>) -> Option<&'a Status> {
+    match &facts.status {
+        Status::Other(_) => previous.filter(|last| last.id == facts.id).map(|last| &last.status),
+        known => Some(known),
+    }
+}
+
+/// Why the subscription that counts is paused; of a status newer than we know, why it last was.
+fn paused_by(before: Option<&Account>, chosen: Option<&SubscriptionFacts>) -> Option<PausedBy> {
+    let chosen = chosen?;
+    match &chosen.status {
+        Status::Paused => chosen.paused_by.clone(),
+        Status::Other(_) => before.and_then(|account| account.paused_by.clone()),
+        _ => None,
+    }
+}
+
+/// Up to when a cancelled subscription was paid for after its end, if it was.
+fn paid_until(facts: &CustomerFacts, chosen: &SubscriptionFacts) -> Option<EpochSecs> {
+    let ended_at = chosen.ended_at.filter(|_| chosen.status == Status::Canceled)?;
+    let late = |invoice: &&PaidInvoice| invoice.subscription == chosen.id && invoice.paid_at > ended_at;
+    facts.paid_invoices.iter().filter(late).map(|invoice| invoice.paid_for_until).filter(|until| *until > ended_at).max()
 }
 
 fn subscription(
@@ -284,14 +315,7 @@ fn subscription(
     alarms: &mut Vec<Alarm>,
 ) -> Option<Subscription> {
     let previous = previous.filter(|last| last.id == facts.id);
-    let status = match &facts.status {
-        Status::Other(status) => {
-            alarms.push(Alarm::UnknownStatus { status: status.clone() });
-            // As it was: without a last known status there is nothing to keep, so there is no subscription yet.
-            previous?.status.clone()
-        }
-        known => known.clone(),
-    };
+    let status = known_status(facts, previous)?.clone();
     if !facts.flexible && facts.status.is_live() {
         alarms.push(Alarm::NotFlexible);
     }
@@ -336,11 +360,12 @@ fn ended(mut subscription: Subscription, now: EpochSecs) -> Subscription {
 fn overdue(
     before: Option<&Account>,
     facts: &CustomerFacts,
+    subscription: Option<&Subscription>,
     chosen: Option<&SubscriptionFacts>,
     failures: &Failures,
     now: EpochSecs,
 ) -> BTreeMap<InvoiceId, Overdue> {
-    let Some(chosen) = chosen else { return BTreeMap::new() };
+    let (Some(subscription), Some(chosen)) = (subscription, chosen) else { return BTreeMap::new() };
     let known = |invoice: &InvoiceId| before.and_then(|account| account.overdue.get(invoice)).map(|overdue| overdue.since);
     let mut overdue: BTreeMap<InvoiceId, Overdue> = facts
         .open_invoices
@@ -351,7 +376,7 @@ fn overdue(
             Some((invoice.id.clone(), Overdue { since }))
         })
         .collect();
-    if overdue.is_empty() && matches!(chosen.status, Status::PastDue | Status::Unpaid) {
+    if overdue.is_empty() && matches!(subscription.status, Status::PastDue | Status::Unpaid) {
         // Overdue without an open invoice (written off, or still a draft): the grace period must begin somewhere.
         // An invoice that is written off leaves its successor with the same beginning: nobody gets seven fresh days a month.
         if let Some(invoice) = &chosen.latest_invoice {
@@ -429,6 +454,7 @@ pub(super) mod tests {
         SubscriptionFacts {
             id: SubscriptionId::new(id).unwrap(),
             status,
+            paused_by: None,
             created: at(START),
             user_id: Some(user("ada")),
             items: ["pro_base", "pro_requests", "pro_tokens_in", "pro_tokens_out"].map(|key| item(key, period)).into(),
@@ -453,6 +479,7 @@ pub(super) mod tests {
             test_clock: None,
             subscriptions,
             open_invoices: Vec::new(),
+            paid_invoices: Vec::new(),
             checkout_users: Vec::new(),
         }
     }
@@ -686,6 +713,163 @@ pub(super) mod tests {
         assert_eq!((account.subscription.unwrap().status, told), (Status::Active, vec![]));
         assert_eq!(alarms, vec![Alarm::UnknownStatus { status: "hibernating".into() }]);
         assert_eq!(commit(None, &strange, None, START).0.subscription, None);
+    }
+
+    #[test]
+    fn a_status_newer_than_we_know_counts_by_the_last_known_one() {
+        let sub = |id: &str, status: &str, created: &str| SubscriptionFacts {
+            created: at(created),
+            ..pro(id, Status::from(status.to_owned()), START)
+        };
+        let counts = |before: Option<&Account>, subscriptions: Vec<SubscriptionFacts>| {
+            let (account, _, alarms) = commit(before, &facts("cus_1", subscriptions), None, "2026-11-12T00:00:00Z");
+            let unknown = alarms.iter().filter(|alarm| matches!(alarm, Alarm::UnknownStatus { .. })).count();
+            (account.subscription.map(|kept| format!("{} {}", kept.id, kept.status.as_str())), unknown)
+        };
+        let shown = |text: &str, alarms| (Some(text.to_owned()), alarms);
+        let (before, ..) = commit(None, &facts("cus_1", vec![sub("sub_1", "active", START)]), None, START);
+        let newer = "2026-11-11T00:00:00Z";
+        // The one that was active stays the one that counts, beside any other.
+        for other in ["trialing", "past_due", "canceled", "incomplete"] {
+            let both = vec![sub("sub_2", other, newer), sub("sub_1", "hibernating", START)];
+            assert_eq!(counts(Some(&before), both), shown("sub_1 active", 1), "{other}");
+        }
+        assert_eq!(
+            counts(Some(&before), vec![sub("sub_2", "active", newer), sub("sub_1", "hibernating", START)]),
+            shown("sub_2 active", 1),
+            "of equals the newest"
+        );
+        // One that never had a status we know does not count before one that has, whatever that is.
+        assert_eq!(
+            counts(None, vec![sub("sub_2", "hibernating", newer), sub("sub_1", "canceled", START)]),
+            shown("sub_1 canceled", 1)
+        );
+        assert_eq!(counts(None, vec![sub("sub_2", "hibernating", newer)]), (None, 1));
+    }
+
+    #[test]
+    fn a_grace_period_goes_on_under_a_status_newer_than_we_know() {
+        let mut paused = past_due();
+        (paused.subscriptions[0].status, paused.subscriptions[0].paused_by) =
+            (Status::Paused, Some(PausedBy::FinalPaymentFailure));
+        for status in [Status::PastDue, Status::Paused] {
+            paused.subscriptions[0].status = status;
+            let (account, ..) = commit(None, &paused, None, "2026-12-10T03:00:00Z");
+            let mut strange = paused.clone();
+            (strange.subscriptions[0].status, strange.subscriptions[0].paused_by) =
+                (Status::from("hibernating".to_owned()), None);
+            let (account, ..) = commit(Some(&account), &strange, None, "2026-12-12T00:00:00Z");
+            let state = |moment: &str| standing(Some(&account), &prices(), at(moment)).state;
+            assert_eq!((state("2026-12-17T02:59:59Z"), state("2026-12-17T03:00:00Z")), (State::Grace, State::Ended));
+        }
+    }
+
+    #[test]
+    fn which_of_several_subscriptions_counts_does_not_depend_on_their_order() {
+        let ranked = ["active", "trialing", "past_due", "unpaid", "paused", "canceled", "incomplete", "incomplete_expired"];
+        for (better, best) in ranked.iter().enumerate() {
+            for worse in &ranked[better..] {
+                let sub = |id: &str, status: &str, created| SubscriptionFacts {
+                    created: at(created),
+                    ..pro(id, Status::from(status.to_owned()), START)
+                };
+                // The worse one is the newer, unless they are equal: then the newer counts.
+                let (older, newer) = if best == worse { ("sub_2", "sub_1") } else { ("sub_1", "sub_2") };
+                let two = [sub(older, best, START), sub(newer, worse, "2026-11-11T00:00:00Z")];
+                for order in [vec![two[0].clone(), two[1].clone()], vec![two[1].clone(), two[0].clone()]] {
+                    let (account, ..) = commit(None, &facts("cus_1", order), None, "2026-11-12T00:00:00Z");
+                    assert_eq!(account.subscription.unwrap().id.as_str(), "sub_1", "{best} {worse}");
+                }
+            }
+        }
+    }
+
+    fn paid(subscription: &str, paid_at: &str, until: &str) -> PaidInvoice {
+        PaidInvoice { subscription: SubscriptionId::new(subscription).unwrap(), paid_at: at(paid_at), paid_for_until: at(until) }
+    }
+
+    /// G7: a late payment after the end gives what it paid for, and nothing else does.
+    #[test]
+    fn only_a_payment_after_the_end_restores_access_to_the_end_of_what_it_paid_for() {
+        let mut ended = facts("cus_1", vec![pro("sub_1", Status::Canceled, START)]);
+        ended.subscriptions[0].ended_at = Some(at("2026-12-20T00:00:00Z"));
+        let until = |invoices: Vec<PaidInvoice>| {
+            let facts = CustomerFacts { paid_invoices: invoices, ..ended.clone() };
+            let (account, ..) = commit(None, &facts, None, "2026-12-22T00:00:00Z");
+            (
+                account.paid_until.map(|until| until.to_string()),
+                standing(Some(&account), &prices(), at("2026-12-22T00:00:00Z")).state,
+            )
+        };
+        let late = paid("sub_1", "2026-12-21T00:00:00Z", "2027-01-10T00:00:00Z");
+        let restored = (Some("2027-01-10T00:00:00Z".to_owned()), State::Active);
+        assert_eq!(until(vec![late.clone()]), restored);
+        let earlier = paid("sub_1", "2026-12-21T00:00:00Z", "2026-12-25T00:00:00Z");
+        assert_eq!(until(vec![earlier.clone(), late.clone(), earlier]), restored, "the longest of several");
+        let none = (None, State::Free);
+        assert_eq!(until(vec![]), none);
+        assert_eq!(
+            until(vec![paid("sub_1", "2026-12-20T00:00:00Z", "2027-01-10T00:00:00Z")]),
+            none,
+            "paid before it was cancelled"
+        );
+        assert_eq!(until(vec![paid("sub_2", "2026-12-21T00:00:00Z", "2027-01-10T00:00:00Z")]), none, "another one's");
+        assert_eq!(
+            until(vec![paid("sub_1", "2026-12-21T00:00:00Z", "2026-12-20T00:00:00Z")]),
+            none,
+            "what was used before the end"
+        );
+        // Usage after the end is billed to nobody, also where access is restored.
+        let facts = CustomerFacts { paid_invoices: vec![late], ..ended };
+        let (account, ..) = commit(None, &facts, None, "2026-12-22T00:00:00Z");
+        let place = crate::domain::segment::place(Some(&account), &prices(), at("2026-12-22T00:00:00Z"));
+        assert!(matches!(place, crate::domain::segment::Place::Free { .. }), "{place:?}");
+        // And a subscription that is live again needs none of it.
+        let mut again = facts.clone();
+        again
+            .subscriptions
+            .push(SubscriptionFacts { created: at("2026-12-23T00:00:00Z"), ..pro("sub_2", Status::Active, START) });
+        assert_eq!(commit(Some(&account), &again, None, "2026-12-23T00:00:00Z").0.paid_until, None);
+    }
+
+    #[test]
+    fn an_end_that_was_told_of_one_subscription_is_no_word_about_another() {
+        let mut ending = facts("cus_1", vec![pro("sub_1", Status::Active, START)]);
+        ending.subscriptions[0].cancel_at = Some(at("2026-12-10T00:00:00Z"));
+        let (account, told, _) = commit(None, &ending, None, START);
+        assert_eq!(told, vec![NoticeKind::AccountProvisioned, NoticeKind::SubscriptionEnding]);
+        let newer = SubscriptionFacts { created: at("2026-11-11T00:00:00Z"), ..pro("sub_2", Status::Active, START) };
+        ending.subscriptions.push(newer);
+        let (account, told, _) = commit(Some(&account), &ending, None, "2026-11-12T00:00:00Z");
+        assert_eq!((account.announced.ending_at, told), (None, vec![]));
+    }
+
+    #[test]
+    fn failures_of_every_open_invoice_are_known_and_those_of_others_forgotten() {
+        let mut open_ones = past_due();
+        open_ones.open_invoices.push(InvoiceFacts { subscription: None, ..open("in_2", false) });
+        let now = ms("2026-12-10T03:00:00Z");
+        let shown = |failures: &Failures| failures.iter().map(|(invoice, at)| format!("{invoice} {at}")).collect::<Vec<_>>();
+        let first = failures(&Failures::new(), &open_ones, None, now);
+        assert_eq!(shown(&first), ["in_1 2026-12-10T03:00:00Z"], "the first fetch that showed it attempted");
+        let reported = failures(&first, &open_ones, Some(&failed("in_2", "2026-12-10T02:00:00Z")), now + 60_000);
+        assert_eq!(shown(&reported), ["in_1 2026-12-10T03:00:00Z", "in_2 2026-12-10T02:00:00Z"]);
+        let later = failures(&reported, &open_ones, Some(&failed("in_2", "2026-12-10T02:30:00Z")), now + 60_000);
+        assert_eq!(later, reported, "it only moves earlier");
+        open_ones.open_invoices.remove(0);
+        assert_eq!(shown(&failures(&later, &open_ones, None, now + 120_000)), ["in_2 2026-12-10T02:00:00Z"]);
+        assert_eq!(failures(&later, &facts("cus_1", vec![]), Some(&failed("in_1", START)), now), Failures::new());
+    }
+
+    #[test]
+    fn items_of_several_intervals_are_one_plan_whose_metered_prices_tell_the_period() {
+        let mut yearly = facts("cus_1", vec![pro("sub_1", Status::Active, START)]);
+        let cycle = Cycle { anchor: at(START), interval: Interval::Year, count: 1 };
+        (yearly.subscriptions[0].items[0].cycle, yearly.subscriptions[0].items[0].period) =
+            (cycle, (at(START), cycle.boundary(1)));
+        let (account, _, alarms) = commit(None, &yearly, None, START);
+        assert_eq!((account.subscription.unwrap().plan.unwrap().as_str(), alarms), ("pro", vec![]));
+        assert_eq!((account.segments.len(), account.segments[0].end), (1, at("2026-12-10T00:00:00Z")));
     }
 
     #[test]

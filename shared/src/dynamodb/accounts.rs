@@ -2,6 +2,7 @@
 
 use aws_sdk_dynamodb::{
     error::SdkError,
+    operation::transact_write_items::TransactWriteItemsError,
     types::{Put, TransactWriteItem, Update},
 };
 
@@ -10,9 +11,10 @@ use crate::{
     domain::{
         account::Account,
         id::{CustomerId, EventId, UserId, shard_of},
+        notice::Notice,
         time::{DAY_SECS, EpochSecs},
     },
-    ports::{AccountChange, Accounts, Commit, CustomerRecord, DueAccounts, Unavailable},
+    ports::{AccountChange, Accounts, Commit, CustomerRecord, DueAccounts, PaymentNotices, Told, Unavailable},
 };
 
 /// How many keys the indexes of due accounts and of pending notices are spread over.
@@ -25,6 +27,7 @@ const NOTICE_KEPT_SECS: i64 = 90 * DAY_SECS;
 const ACCOUNT: &str = "reading an account";
 const CUSTOMER: &str = "reading a customer";
 const COMMIT: &str = "committing an account";
+const TELL: &str = "writing a notice";
 const RECORD: &str = "recording a customer";
 
 impl Accounts for Store {
@@ -54,11 +57,7 @@ impl Accounts for Store {
             items.push(transact_put(self.processed_put(processed.event_id, change.at_ms)?));
         }
         for notice in change.notices {
-            let mut item = to_item("writing a notice", notice)?;
-            item.insert("pending_shard".to_owned(), text(format!("{:02}", shard_of(&notice.notice_id, INDEX_SHARDS))));
-            item.insert("committed_at_ms".to_owned(), number(change.at_ms));
-            item.insert("expires_at".to_owned(), number(EpochSecs::from_ms(change.at_ms).plus_secs(NOTICE_KEPT_SECS).as_secs()));
-            items.push(transact_put(put(&self.tables.outbox, item)?));
+            items.push(transact_put(put(&self.tables.outbox, outbox_row(notice, change.at_ms)?)?));
         }
         self.commit_all(COMMIT, items).await
     }
@@ -68,6 +67,40 @@ impl Accounts for Store {
             vec![transact_update(self.customer_update(record)?), transact_put(self.processed_put(processed, record.seen_at_ms)?)];
         self.commit_all(RECORD, items).await
     }
+}
+
+impl PaymentNotices for Store {
+    async fn tell(&self, notice: Option<&Notice>, processed: &EventId, at_ms: i64) -> Result<Told, Unavailable> {
+        let mark = transact_put(self.processed_put(processed, at_ms)?);
+        if let Some(notice) = notice {
+            // One that is there may have been sent, and must not be sent again.
+            let mut row = put(&self.tables.outbox, outbox_row(notice, at_ms)?)?;
+            row.condition_expression = Some("attribute_not_exists(notice_id)".to_owned());
+            let items = vec![transact_put(row), mark.clone()];
+            match self.client.transact_write_items().set_transact_items(Some(items)).send().await {
+                Ok(_) => return Ok(Told::Now),
+                Err(SdkError::ServiceError(error)) if is_refused(error.err()) => {}
+                Err(error) => return Err(unavailable(TELL)(error)),
+            }
+        }
+        let sent = self.client.transact_write_items().transact_items(mark).send().await;
+        sent.map(|_| Told::Not).map_err(unavailable(TELL))
+    }
+}
+
+/// Whether the first item of a transaction is the reason why it was cancelled: its condition did not hold.
+fn is_refused(error: &TransactWriteItemsError) -> bool {
+    let TransactWriteItemsError::TransactionCanceledException(cancelled) = error else { return false };
+    let first = cancelled.cancellation_reasons().first();
+    first.is_some_and(|reason| reason.code() == Some("ConditionalCheckFailed"))
+}
+
+fn outbox_row(notice: &Notice, at_ms: i64) -> Result<Item, Unavailable> {
+    let mut item = to_item(TELL, notice)?;
+    item.insert("pending_shard".to_owned(), text(format!("{:02}", shard_of(&notice.notice_id, INDEX_SHARDS))));
+    item.insert("committed_at_ms".to_owned(), number(at_ms));
+    item.insert("expires_at".to_owned(), number(EpochSecs::from_ms(at_ms).plus_secs(NOTICE_KEPT_SECS).as_secs()));
+    Ok(item)
 }
 
 impl DueAccounts for Store {

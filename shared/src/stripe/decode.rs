@@ -10,9 +10,10 @@ use miniserde::{
 };
 
 use crate::domain::{
-    facts::{InvoiceFacts, ItemFacts, LatestInvoice, Status, SubscriptionFacts},
+    facts::{InvoiceFacts, ItemFacts, LatestInvoice, PaidInvoice, PausedBy, Status, SubscriptionFacts},
     hint::named_user,
     id::{CustomerId, InvalidId, InvoiceId, SubscriptionId, UserId},
+    notice::Payment,
     period::Cycle,
     price_list::Interval,
     time::EpochSecs,
@@ -52,7 +53,7 @@ macro_rules! listed {
         }
     )*};
 }
-listed!(Customer, Subscription, Item, Invoice, CheckoutSession, Meter, MeterSummary);
+listed!(Customer, Subscription, Item, Invoice, SettledInvoice, Line, CheckoutSession, Meter, MeterSummary);
 
 #[derive(Deserialize, Default)]
 pub(super) struct Metadata {
@@ -117,7 +118,24 @@ pub(super) struct Subscription {
     latest_invoice: Option<Value>,
     metadata: Option<Metadata>,
     status: Option<String>,
+    status_details: Option<StatusDetails>,
     trial_end: Option<i64>,
+}
+
+#[derive(Deserialize)]
+struct StatusDetails {
+    paused: Option<PausedDetails>,
+}
+
+#[derive(Deserialize)]
+struct PausedDetails {
+    subscription: Option<PauseDetails>,
+}
+
+/// Why the subscription is paused. Stripe's collection of payments may be paused as well, which changes no access and is not read.
+#[derive(Deserialize)]
+struct PauseDetails {
+    r#type: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -159,9 +177,11 @@ impl Subscription {
         let wire_items = need(self.items.and_then(|items| items.data), &what, "items.data")?;
         let items: Vec<_> = wire_items.into_iter().map(|item| item.read(anchor)).collect::<Result<_, _>>()?;
         let period_end = items.iter().map(|item| item.period.1).max();
+        let paused = self.status_details.and_then(|details| details.paused).and_then(|paused| paused.subscription);
         let at_period_end = if self.cancel_at_period_end == Some(true) { period_end } else { None };
         Ok(SubscriptionFacts {
             status: Status::from(need(self.status, &what, "status")?),
+            paused_by: paused.and_then(|paused| paused.r#type).map(PausedBy::from),
             created: EpochSecs::new(need(self.created, &what, "created")?),
             user_id: Metadata::user(self.metadata.as_ref()),
             items,
@@ -248,6 +268,127 @@ impl Invoice {
             created: EpochSecs::new(need(self.created, &format!("invoice {id}"), "created")?),
             attempted: self.attempted == Some(true) || self.attempt_count.is_some_and(|count| count > 0),
             id,
+        })
+    }
+}
+
+/// An invoice that is paid, with what it is made of.
+#[derive(Deserialize)]
+pub(super) struct SettledInvoice {
+    pub(super) id: Option<String>,
+    pub(super) lines: Option<List<Line>>,
+    status_transitions: Option<StatusTransitions>,
+}
+
+#[derive(Deserialize)]
+struct StatusTransitions {
+    paid_at: Option<i64>,
+}
+
+#[derive(Deserialize)]
+pub(super) struct Line {
+    pub(super) id: Option<String>,
+    amount: Option<i64>,
+    parent: Option<LineParent>,
+    period: Option<LinePeriod>,
+}
+
+#[derive(Deserialize)]
+struct LineParent {
+    invoice_item_details: Option<SubscriptionDetails>,
+    subscription_item_details: Option<SubscriptionDetails>,
+}
+
+#[derive(Deserialize)]
+struct LinePeriod {
+    end: Option<i64>,
+}
+
+impl SettledInvoice {
+    /// Whether it has more lines than were listed in it.
+    pub(super) fn has_more_lines(&self) -> bool {
+        self.lines.as_ref().is_some_and(|lines| lines.has_more == Some(true))
+    }
+
+    /// When it was paid, and up to when it paid for the subscription; nothing if it paid for none of it.
+    pub(super) fn read(self, subscription: &SubscriptionId) -> Result<Option<PaidInvoice>, String> {
+        let what = format!("invoice {}", self.id.as_deref().unwrap_or("without an id"));
+        let lines = need(self.lines.and_then(|lines| lines.data), &what, "lines.data")?;
+        let paid_at = need(self.status_transitions.and_then(|moments| moments.paid_at), &what, "status_transitions.paid_at")?;
+        let mut paid_for_until = None;
+        for line in lines {
+            paid_for_until = paid_for_until.max(line.paid_for_until(subscription, &what)?);
+        }
+        let of_it =
+            |until| PaidInvoice { subscription: subscription.clone(), paid_at: EpochSecs::new(paid_at), paid_for_until: until };
+        Ok(paid_for_until.map(of_it))
+    }
+}
+
+impl Line {
+    /// The end of its period, if it is of the subscription and cost something.
+    fn paid_for_until(self, subscription: &SubscriptionId, what: &str) -> Result<Option<EpochSecs>, String> {
+        let details = self.parent.and_then(|parent| parent.subscription_item_details.or(parent.invoice_item_details));
+        let of = optional_id(details.and_then(|details| details.subscription).as_ref(), SubscriptionId::new)?;
+        if of.as_ref() != Some(subscription) || need(self.amount, what, "lines.data.amount")? <= 0 {
+            return Ok(None);
+        }
+        need(self.period.and_then(|period| period.end), what, "lines.data.period.end").map(|end| Some(EpochSecs::new(end)))
+    }
+}
+
+/// A payment.
+#[derive(Deserialize)]
+pub(super) struct Charge {
+    id: Option<String>,
+    amount_refunded: Option<u64>,
+    currency: Option<String>,
+    customer: Option<Value>,
+    refunded: Option<bool>,
+}
+
+impl Charge {
+    pub(super) fn customer_id(&self) -> Result<Option<CustomerId>, String> {
+        optional_id(self.customer.as_ref(), CustomerId::new)
+    }
+
+    /// What was given back of it, if anything was.
+    pub(super) fn refund(self) -> Result<Option<Payment>, String> {
+        let charge_id = need(self.id, "a charge", "id")?;
+        let what = format!("charge {charge_id}");
+        let amount_minor = need(self.amount_refunded, &what, "amount_refunded")?;
+        let status = if self.refunded == Some(true) { "refunded" } else { "partially_refunded" }.to_owned();
+        let currency = need(self.currency, &what, "currency")?;
+        Ok((amount_minor > 0).then_some(Payment { charge_id, dispute_id: None, status, amount_minor, currency }))
+    }
+}
+
+/// A payment's dispute.
+#[derive(Deserialize)]
+pub(super) struct Dispute {
+    id: Option<String>,
+    amount: Option<u64>,
+    charge: Option<Value>,
+    currency: Option<String>,
+    status: Option<String>,
+}
+
+impl Dispute {
+    /// The disputed charge.
+    pub(super) fn charge(&self) -> Result<String, String> {
+        need(named(self.charge.as_ref()).map(str::to_owned), "a dispute", "charge")
+    }
+
+    pub(super) fn read(self) -> Result<Payment, String> {
+        let charge_id = self.charge()?;
+        let dispute_id = need(self.id, "a dispute", "id")?;
+        let what = format!("dispute {dispute_id}");
+        Ok(Payment {
+            charge_id,
+            status: need(self.status, &what, "status")?,
+            amount_minor: need(self.amount, &what, "amount")?,
+            currency: need(self.currency, &what, "currency")?,
+            dispute_id: Some(dispute_id),
         })
     }
 }

@@ -2,26 +2,34 @@
 
 use stripe_billing::{
     invoice::{ListInvoice, RetrieveInvoice},
+    invoice_line_item::ListInvoiceInvoiceLineItem,
     subscription::{ListSubscription, ListSubscriptionStatus, RetrieveSubscription},
     subscription_item::ListSubscriptionItem,
     test_helpers_test_clock::RetrieveTestHelpersTestClock,
 };
 use stripe_checkout::checkout_session::{ListCheckoutSession, RetrieveCheckoutSession};
 use stripe_client_core::{RequestBuilder, StripeRequest as _};
-use stripe_core::customer::{ListCustomer, RetrieveCustomer};
+use stripe_core::{
+    charge::RetrieveCharge,
+    customer::{ListCustomer, RetrieveCustomer},
+    dispute::RetrieveDispute,
+};
 
 use super::{
     Answered, Stripe,
-    decode::{CheckoutSession, Customer, Invoice, Item, List, Listed, OfCustomer, Subscription, TestClock},
+    decode::{
+        Charge, CheckoutSession, Customer, Dispute, Invoice, Item, List, Listed, OfCustomer, SettledInvoice, Subscription,
+        TestClock,
+    },
     key::KeySource,
 };
 use crate::{
     domain::{
-        facts::{CustomerFacts, InvoiceFacts, SubscriptionFacts},
-        id::{CustomerId, UserId},
+        facts::{CustomerFacts, InvoiceFacts, PaidInvoice, Status, SubscriptionFacts, by_rank},
+        id::{CustomerId, SubscriptionId, UserId},
         time::EpochSecs,
     },
-    ports::{StripeError, StripeState},
+    ports::{PaymentFacts, Payments, StripeError, StripeState},
 };
 
 /// The most objects of a page, Stripe's own bound.
@@ -37,6 +45,9 @@ const SUBSCRIPTION: &str = "/v1/subscriptions/{id}";
 const SUBSCRIPTION_ITEMS: &str = "/v1/subscription_items";
 const INVOICES: &str = "/v1/invoices";
 const INVOICE: &str = "/v1/invoices/{id}";
+const INVOICE_LINES: &str = "/v1/invoices/{id}/lines";
+const CHARGE: &str = "/v1/charges/{id}";
+const DISPUTE: &str = "/v1/disputes/{id}";
 pub(super) const CHECKOUT_SESSIONS: &str = "/v1/checkout/sessions";
 const CHECKOUT_SESSION: &str = "/v1/checkout/sessions/{id}";
 
@@ -67,7 +78,7 @@ impl<K: KeySource> StripeState for Stripe<K> {
         let (customer, test_clock) = customer?;
         if customer.value.is_deleted() {
             // Lists of a deleted customer may be refused, and what they hold no longer matters.
-            let (subscriptions, open_invoices, checkout_users) = (Vec::new(), Vec::new(), Vec::new());
+            let (subscriptions, open_invoices, paid_invoices, checkout_users) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
             let (customer, deleted) = (id.clone(), true);
             return Ok(CustomerFacts {
                 customer,
@@ -76,16 +87,24 @@ impl<K: KeySource> StripeState for Stripe<K> {
                 test_clock: None,
                 subscriptions,
                 open_invoices,
+                paid_invoices,
                 checkout_users,
             });
         }
+        let subscriptions = subscriptions?;
+        // Only the one that counts can be restored by a late payment, and only once it has ended.
+        let paid_invoices = match by_rank(&subscriptions, |subscription| Some(&subscription.status)).first() {
+            Some(counts) if counts.status == Status::Canceled => self.paid_invoices(&counts.id).await?,
+            _ => Vec::new(),
+        };
         Ok(CustomerFacts {
             customer: customer.value.customer_id().map_err(|reason| unreadable(reason, &customer.request_id))?,
             deleted: false,
             user_id: customer.value.user_id(),
             test_clock,
-            subscriptions: subscriptions?,
+            subscriptions,
             open_invoices: open_invoices?,
+            paid_invoices,
             checkout_users: checkout_users?,
         })
     }
@@ -97,6 +116,7 @@ impl<K: KeySource> StripeState for Stripe<K> {
             Some(("sub", _)) => (SUBSCRIPTION, RetrieveSubscription::new(object_id).build()),
             Some(("in", _)) => (INVOICE, RetrieveInvoice::new(object_id).build()),
             Some(("cs", _)) => (CHECKOUT_SESSION, RetrieveCheckoutSession::new(object_id).build()),
+            Some(("ch" | "py" | "dp" | "du", _)) => return Ok(self.payment(object_id).await?.and_then(|shown| shown.customer)),
             _ => return Ok(None),
         };
         let object = self.client.send(route, request.customize::<OfCustomer>()).await?;
@@ -107,6 +127,29 @@ impl<K: KeySource> StripeState for Stripe<K> {
         let list = ListCustomer::new().test_clock(clock).limit(PAGE);
         let pages = self.list(CUSTOMERS, Longer::IsAnError, page_of!(list));
         read(pages.await?, |customer: Customer| customer.customer_id())
+    }
+}
+
+impl<K: KeySource> Payments for Stripe<K> {
+    async fn payment(&self, object_id: &str) -> Result<Option<PaymentFacts>, StripeError> {
+        let (charge, dispute) = match object_id.split_once('_') {
+            Some(("ch" | "py", _)) => (object_id.to_owned(), None),
+            Some(("dp" | "du", _)) => {
+                let request = RetrieveDispute::new(object_id).build().customize::<Dispute>();
+                let Answered { value, request_id } = self.client.send(DISPUTE, request).await?;
+                let dispute = value.read().map_err(|reason| unreadable(reason, &request_id))?;
+                (dispute.charge_id.clone(), Some(dispute))
+            }
+            _ => return Ok(None),
+        };
+        let request = RetrieveCharge::new(charge.as_str()).build().customize::<Charge>();
+        let Answered { value, request_id } = self.client.send(CHARGE, request).await?;
+        let customer = value.customer_id().map_err(|reason| unreadable(reason, &request_id))?;
+        let payment = match dispute {
+            Some(dispute) => Some(dispute),
+            None => value.refund().map_err(|reason| unreadable(reason, &request_id))?,
+        };
+        Ok(Some(PaymentFacts { customer, payment }))
     }
 }
 
@@ -161,6 +204,25 @@ impl<K: KeySource> Stripe<K> {
         let list = ListInvoice::new().customer(customer.as_str()).status(stripe_billing::InvoiceStatus::Open).limit(PAGE);
         let pages = self.list(INVOICES, Longer::IsAnError, page_of!(list));
         read(pages.await?, Invoice::read)
+    }
+
+    /// The paid invoices of a subscription that paid for some of it, of the newest hundred: those that may be paid late are among
+    /// the last.
+    async fn paid_invoices(&self, subscription: &SubscriptionId) -> Result<Vec<PaidInvoice>, StripeError> {
+        let paid = stripe_billing::InvoiceStatus::Paid;
+        let request = ListInvoice::new().subscription(subscription.as_str()).status(paid).limit(PAGE).build();
+        let Answered { value, request_id } = self.client.send(INVOICES, request.customize::<List<SettledInvoice>>()).await?;
+        let invoices = value.data.ok_or_else(|| unreadable(format!("{INVOICES}: the list has no data"), &request_id))?;
+        let mut all = Vec::new();
+        for mut invoice in invoices {
+            if let Some(id) = invoice.id.clone().filter(|_| invoice.has_more_lines()) {
+                let list = ListInvoiceInvoiceLineItem::new(id).limit(PAGE);
+                let lines = read(self.list(INVOICE_LINES, Longer::IsAnError, page_of!(list)).await?, Ok)?;
+                invoice.lines = Some(List { data: Some(lines), has_more: None });
+            }
+            all.extend(invoice.read(subscription).map_err(|reason| unreadable(reason, &request_id))?);
+        }
+        Ok(all)
     }
 
     async fn checkout_users(&self, customer: &CustomerId) -> Result<Vec<UserId>, StripeError> {

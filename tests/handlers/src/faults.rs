@@ -8,14 +8,15 @@ use tokentill::{
         account::Account,
         counting::{Batch, LedgerRow, RowKey},
         id::{CustomerId, EventId, UserId},
+        notice::Notice,
         read_back::Rejections,
         report::{Book, Tally},
         time::{EpochSecs, UtcDay},
     },
     ports::{
         AccountChange, Accounts, Books, Commit, CustomerRecord, DueAccounts, Ledger, MeterErrors, Parked, ParkedPlace,
-        Quarantine, QuarantineEntries, QuarantineEntry, Quarantined, ReporterMemory, ReporterState, Touched, Unavailable,
-        Written,
+        PaymentNotices, Quarantine, QuarantineEntries, QuarantineEntry, Quarantined, ReporterMemory, ReporterState, Told,
+        Touched, Unavailable, Written,
     },
 };
 
@@ -206,6 +207,12 @@ impl<P: Accounts> Accounts for Faulty<P> {
 
     async fn record(&self, record: &CustomerRecord, processed: &EventId) -> Result<Commit, Unavailable> {
         self.call("record", self.port.record(record, processed)).await
+    }
+}
+
+impl<P: PaymentNotices> PaymentNotices for Faulty<P> {
+    async fn tell(&self, notice: Option<&Notice>, processed: &EventId, at_ms: i64) -> Result<Told, Unavailable> {
+        self.call("tell", self.port.tell(notice, processed, at_ms)).await
     }
 }
 

@@ -8,7 +8,7 @@ use std::{
 
 use tokentill::{
     domain::{facts::CustomerFacts, id::CustomerId},
-    ports::{StripeError, StripeState},
+    ports::{PaymentFacts, Payments, StripeError, StripeState},
 };
 
 use crate::Faults;
@@ -17,7 +17,7 @@ use crate::Faults;
 #[derive(Debug, Clone, Default)]
 pub struct StripeTruth {
     inner: Rc<RefCell<Inner>>,
-    /// What goes wrong with, or happens before, `customer`, `customer_of` and `customers_on_clock`.
+    /// What goes wrong with, or happens before, `customer`, `customer_of`, `payment` and `customers_on_clock`.
     pub faults: Faults,
 }
 
@@ -25,6 +25,7 @@ pub struct StripeTruth {
 struct Inner {
     customers: BTreeMap<CustomerId, CustomerFacts>,
     objects: BTreeMap<String, CustomerId>,
+    payments: BTreeMap<String, PaymentFacts>,
     clocks: BTreeMap<String, Vec<CustomerId>>,
     errors: VecDeque<StripeError>,
 }
@@ -38,6 +39,11 @@ impl StripeTruth {
     /// From now on the object belongs to the customer.
     pub fn set_object(&self, object_id: &str, customer: &CustomerId) {
         self.inner.borrow_mut().objects.insert(object_id.to_owned(), customer.clone());
+    }
+
+    /// From now on this is what Stripe shows of a charge or a dispute.
+    pub fn set_payment(&self, object_id: &str, payment: PaymentFacts) {
+        self.inner.borrow_mut().payments.insert(object_id.to_owned(), payment);
     }
 
     /// From now on these customers are on the test clock.
@@ -60,6 +66,12 @@ impl StripeTruth {
             }
         };
         self.faults.around(call, lost, effect).await
+    }
+}
+
+impl Payments for StripeTruth {
+    async fn payment(&self, object_id: &str) -> Result<Option<PaymentFacts>, StripeError> {
+        self.ask("payment", |inner| inner.payments.get(object_id).cloned().map(Some)).await
     }
 }
 

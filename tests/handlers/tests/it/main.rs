@@ -14,6 +14,7 @@ mod check;
 mod cli;
 mod cost;
 mod guarantees;
+mod life;
 mod load;
 mod logs;
 mod openapi;

@@ -82,6 +82,7 @@ pub(crate) fn subscriber(customer_id: &str, user_id: &str, since: &str) -> Custo
         subscriptions: vec![SubscriptionFacts {
             id: SubscriptionId::new(customer_id.replace("cus_", "sub_")).unwrap(),
             status: Status::Active,
+            paused_by: None,
             created: at(since),
             user_id: None,
             items: vec![
@@ -98,6 +99,7 @@ pub(crate) fn subscriber(customer_id: &str, user_id: &str, since: &str) -> Custo
             flexible: true,
         }],
         open_invoices: Vec::new(),
+        paid_invoices: Vec::new(),
         checkout_users: Vec::new(),
     }
 }

@@ -129,7 +129,7 @@ async fn the_sample_hint_provisions_the_account_with_its_mark_its_notice_and_its
         stored.push((table, bench.world.items(table).await));
     }
     expect![[r#"
-        accounts [{"announced":{"ending_at":null,"plan":"pro","reminders":0,"state":"active"},"clock_offset_secs":0,"customer_id":"cus_Ada","fetched_at_ms":1795348800000,"final_through":{},"overdue":{},"refused_claimants":[],"segments":[{"billed":["requests","tokens_in","tokens_out"],"customer":"cus_Ada","end":1796860800,"is_trial":false,"plan":"pro","renews":{"anchor":1794268800,"count":1,"interval":"month"},"start":1794268800,"subscription":"sub_Ada"}],"subscription":{"cancel_at":null,"ended_at":null,"flexible":true,"id":"sub_Ada","plan":"pro","status":"active","trial_end":null},"user_id":"ada","version":1}]
+        accounts [{"announced":{"ending_at":null,"plan":"pro","reminders":0,"state":"active"},"clock_offset_secs":0,"customer_id":"cus_Ada","fetched_at_ms":1795348800000,"final_through":{},"overdue":{},"paid_until":null,"paused_by":null,"refused_claimants":[],"segments":[{"billed":["requests","tokens_in","tokens_out"],"customer":"cus_Ada","end":1796860800,"is_trial":false,"plan":"pro","renews":{"anchor":1794268800,"count":1,"interval":"month"},"start":1794268800,"subscription":"sub_Ada"}],"subscription":{"cancel_at":null,"ended_at":null,"flexible":true,"id":"sub_Ada","plan":"pro","status":"active","trial_end":null},"trial_end_told":null,"user_id":"ada","version":1}]
         customers [{"customer_id":"cus_Ada","failures":{},"seen_at_ms":1795348800000,"seen_before_ms":0,"standing":"joined","user_id":"ada","version":1}]
         processed [{"event_id":"evt_1TWcheckout","expires_at":1798372800,"processed_at_ms":1795348800000}]
         outbox [{"access_until":null,"at":1795348800,"committed_at_ms":1795348800000,"customer_id":"cus_Ada","day":null,"expires_at":1803124800,"invoice_id":null,"kind":"account.provisioned","notice_id":"3:ada/1:1/19:account.provisioned","payment":null,"pending_shard":"11","plan":"pro","previous_plan":null,"reason":null,"state":"active","user_id":"ada"}]
@@ -1052,4 +1052,12 @@ async fn a_customer_that_an_older_version_recorded_is_read_and_committed() {
     bench.world.remove_attributes("customers", ("customer_id", "cus_Ada"), &newer).await;
     assert_eq!(bench.hint(&paid("evt_1")).await, Ok(committed(0)));
     assert_eq!(bench.world.item("customers").await["version"], 1);
+    // It dated a look by its end, so of a customer without an account nothing can be told from it.
+    bench.world.stripe.set(CustomerFacts { user_id: None, ..subscriber("cus_Nobody", "nobody", SINCE) });
+    let nobodys = |event_id: &str| hint(event_id, "invoice.paid", SINCE, "in_1", Some("cus_Nobody"));
+    assert_eq!(bench.hint(&nobodys("evt_2")).await, Ok(Outcome::NoUser));
+    let long_ago = bench.world.clock.now_ms() - 60_000;
+    assert_eq!(bench.sync.hint(&nobodys("evt_3"), long_ago).await, Ok(Outcome::Skipped));
+    bench.world.remove_attributes("customers", ("customer_id", "cus_Nobody"), &newer).await;
+    assert_eq!(bench.sync.hint(&nobodys("evt_4"), long_ago).await, Ok(Outcome::NoUser));
 }

@@ -1,0 +1,374 @@
+//! A subscription's life where it is cut: `sync` is killed, or loses a request or a reply, at every call of a port, and the hint
+//! comes again. The end is the one without the accident. Also what is told of payments, which change no account.
+
+use std::collections::BTreeSet;
+
+use handlers::{Fault, Faults, Faulty, Queue, RecountQueue, StripeTruth, TestClock, World};
+use serde_json::{Value, json};
+use sync::{Outcome, Sync};
+use tokentill::{
+    config::StripeMode,
+    domain::{
+        facts::{CustomerFacts, PaidInvoice, PausedBy, Status},
+        hint::Hint,
+        notice::Payment,
+        price_list::PriceList,
+    },
+    dynamodb::Store,
+    ports::{Accounts, Clock, PaymentFacts, StripeError},
+};
+
+use crate::samples::{at, cancelled, customer, hint, overdue, sqs_event, subscriber, user};
+
+const SINCE: &str = "2026-11-10T00:00:00Z";
+
+type Function = Sync<StripeTruth, Faulty<Store>, Queue, RecountQueue, Faulty<Store>, Faulty<Store>, TestClock>;
+
+struct Bench {
+    world: World,
+    sync: Function,
+}
+
+async fn bench() -> Bench {
+    let world = World::start().await;
+    let sync = Sync {
+        stripe: world.stripe.clone(),
+        accounts: world.store_of("sync"),
+        queue: world.queue.clone(),
+        recounts: world.recounts.clone(),
+        quarantine: world.store_of("sync"),
+        meter_errors: world.store_of("sync"),
+        clock: world.clock.clone().moving_by_itself(),
+        prices: PriceList::shipped().unwrap(),
+        mode: StripeMode::Test,
+    };
+    Bench { world, sync }
+}
+
+impl Bench {
+    /// Delivers a hint once, sent now; whether it is done.
+    async fn deliver(&self, hint: &Hint) -> bool {
+        let messages = [(Some("m1"), json!(hint).to_string(), self.world.clock.now_ms(), 1)];
+        self.sync.handle(sqs_event(&messages), i64::MAX).await.unwrap().batch_item_failures.is_empty()
+    }
+
+    async fn done(&self, hint: &Hint) {
+        assert!(self.deliver(hint).await, "{hint:?}");
+    }
+
+    /// The ports by the calls that `sync` makes of them.
+    fn ports(&self) -> [(&Faults, &'static [&'static str]); 6] {
+        [
+            (&self.world.stripe.faults, &["customer", "customer_of", "payment"]),
+            (&self.sync.accounts.faults, &["is_processed", "customer", "account", "commit", "record", "tell"]),
+            (&self.world.queue.faults, &["send"]),
+            (&self.world.recounts.faults, &["recount"]),
+            (&self.sync.quarantine.faults, &["keep"]),
+            (&self.sync.meter_errors.faults, &[]),
+        ]
+    }
+
+    /// Everything that is kept and queued, without what counts looks and names their moments.
+    async fn end(&self) -> Value {
+        let mut end = json!({});
+        for table in ["accounts", "customers", "processed", "outbox", "quarantine"] {
+            let mut items = self.world.items(table).await;
+            for item in &mut items {
+                let fields = item.as_object_mut().unwrap();
+                for field in [
+                    "version",
+                    "fetched_at_ms",
+                    "seen_at_ms",
+                    "seen_before_ms",
+                    "processed_at_ms",
+                    "committed_at_ms",
+                    "expires_at",
+                    "at",
+                ] {
+                    fields.remove(field);
+                }
+                if table == "outbox" {
+                    fields.remove("pending_shard");
+                    fields.remove("notice_id");
+                }
+            }
+            items.sort_by_key(Value::to_string);
+            end[table] = items.into();
+        }
+        let queued: BTreeSet<String> = self.world.queue.hints().into_iter().map(|hint| hint.event_id.to_string()).collect();
+        let recounted: BTreeSet<String> = self.world.recounts.users().into_iter().map(|user| user.to_string()).collect();
+        end["queued"] = json!([queued, recounted]);
+        end
+    }
+}
+
+/// What happens before, and the hint that is cut.
+#[derive(Debug, Clone, Copy)]
+enum Story {
+    SignUp,
+    FailureOfNobody,
+    Failure,
+    PausedByFailure,
+    CancelledByDunning,
+    LatePayment,
+    SecondClaim,
+    Takeover,
+    AnotherUser,
+    Refund,
+    Dispute,
+    ThinPastDue,
+}
+
+const STORIES: [Story; 12] = [
+    Story::SignUp,
+    Story::FailureOfNobody,
+    Story::Failure,
+    Story::PausedByFailure,
+    Story::CancelledByDunning,
+    Story::LatePayment,
+    Story::SecondClaim,
+    Story::Takeover,
+    Story::AnotherUser,
+    Story::Refund,
+    Story::Dispute,
+    Story::ThinPastDue,
+];
+
+fn ada() -> CustomerFacts {
+    subscriber("cus_Ada", "ada", SINCE)
+}
+
+fn unpaid() -> CustomerFacts {
+    overdue(ada(), "in_1", "2026-11-22T07:00:00Z")
+}
+
+fn about(event_id: &str, kind: &str, object_id: &str) -> Hint {
+    hint(event_id, kind, "2026-11-22T10:00:00Z", object_id, Some("cus_Ada"))
+}
+
+fn payment(dispute: Option<&str>, status: &str, amount_minor: u64) -> PaymentFacts {
+    let payment = Payment {
+        charge_id: "ch_1".to_owned(),
+        dispute_id: dispute.map(str::to_owned),
+        status: status.to_owned(),
+        amount_minor,
+        currency: "usd".to_owned(),
+    };
+    PaymentFacts { customer: Some(customer("cus_Ada")), payment: Some(payment) }
+}
+
+/// Cancelled by dunning, and then its invoice is paid after all.
+fn paid_late() -> CustomerFacts {
+    let mut facts = cancelled(ada(), "2026-11-22T11:00:00Z");
+    facts.paid_invoices = vec![PaidInvoice {
+        subscription: facts.subscriptions[0].id.clone(),
+        paid_at: at("2026-11-22T11:30:00Z"),
+        paid_for_until: at("2026-12-10T00:00:00Z"),
+    }];
+    facts
+}
+
+impl Story {
+    async fn prepare(self, bench: &Bench) -> Hint {
+        let stripe = &bench.world.stripe;
+        let sign_up = about("evt_sign_up", "checkout.session.completed", "cs_1");
+        let failure = about("evt_failed", "invoice.payment_failed", "in_1");
+        stripe.set(ada());
+        match self {
+            Self::SignUp => return sign_up,
+            Self::FailureOfNobody => {
+                stripe.set(CustomerFacts { user_id: None, ..unpaid() });
+                return failure;
+            }
+            _ => bench.done(&sign_up).await,
+        }
+        bench.world.clock.advance_ms(60_000);
+        match self {
+            Self::SignUp | Self::FailureOfNobody => unreachable!("returned above"),
+            Self::Failure => {
+                stripe.set(unpaid());
+                failure
+            }
+            Self::PausedByFailure => {
+                let mut paused = unpaid();
+                (paused.subscriptions[0].status, paused.subscriptions[0].paused_by) =
+                    (Status::Paused, Some(PausedBy::FirstPaymentFailure));
+                stripe.set(paused);
+                about("evt_paused", "customer.subscription.paused", "sub_Ada")
+            }
+            Self::CancelledByDunning | Self::LatePayment => {
+                stripe.set(unpaid());
+                bench.done(&failure).await;
+                bench.world.clock.advance_ms(60_000);
+                let mut ended = cancelled(unpaid(), "2026-11-22T11:00:00Z");
+                ended.subscriptions[0].latest_invoice = None;
+                stripe.set(ended);
+                let end = about("evt_deleted", "customer.subscription.deleted", "sub_Ada");
+                if matches!(self, Self::CancelledByDunning) {
+                    return end;
+                }
+                bench.done(&end).await;
+                bench.world.clock.advance_ms(60_000);
+                stripe.set(paid_late());
+                about("evt_paid", "invoice.paid", "in_1")
+            }
+            Self::SecondClaim | Self::Takeover => {
+                stripe.set(subscriber("cus_Other", "ada", "2026-11-20T00:00:00Z"));
+                let claim = hint("evt_claim", "checkout.session.completed", "2026-11-22T10:00:00Z", "cs_2", Some("cus_Other"));
+                if matches!(self, Self::SecondClaim) {
+                    return claim;
+                }
+                bench.done(&claim).await;
+                bench.world.clock.advance_ms(60_000);
+                stripe.set(cancelled(ada(), "2026-11-22T11:00:00Z"));
+                about("evt_deleted", "customer.subscription.deleted", "sub_Ada")
+            }
+            Self::AnotherUser => {
+                stripe.set(subscriber("cus_Ada", "bob", SINCE));
+                about("evt_bob", "customer.updated", "cus_Ada")
+            }
+            Self::Refund => {
+                stripe.set_payment("ch_1", payment(None, "refunded", 4_900));
+                about("evt_refund", "charge.refunded", "ch_1")
+            }
+            Self::Dispute => {
+                stripe.set_payment("du_1", payment(Some("du_1"), "needs_response", 4_900));
+                hint("evt_dispute", "charge.dispute.created", "2026-11-22T10:00:00Z", "du_1", None)
+            }
+            Self::ThinPastDue => {
+                stripe.set(unpaid());
+                stripe.set_object("sub_Ada", &customer("cus_Ada"));
+                hint("evt_thin", "customer.subscription.past_due", "2026-11-22T10:00:00Z", "sub_Ada", None)
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_cut_at_any_call_of_a_port_changes_nothing_in_the_end() {
+    let mut cuts = 0;
+    for story in STORIES {
+        // Once without an accident: which calls are made, and what the end is.
+        let clean = bench().await;
+        let hint = story.prepare(&clean).await;
+        let before = clean.ports().map(|(faults, calls)| calls.iter().map(|call| faults.calls(call)).collect::<Vec<_>>());
+        clean.done(&hint).await;
+        let expected = clean.end().await;
+        let made = clean.ports().into_iter().zip(before).enumerate().flat_map(|(port, ((faults, calls), before))| {
+            let of_call = |(call, before): (&&'static str, usize)| {
+                (1..=faults.calls(call) - before).map(|nth| (port, *call, nth)).collect::<Vec<_>>()
+            };
+            calls.iter().zip(before).flat_map(of_call).collect::<Vec<_>>()
+        });
+        for (port, call, nth) in made.collect::<Vec<_>>() {
+            for fault in [Fault::LoseRequest, Fault::LoseReply, Fault::CrashBefore, Fault::CrashAfter] {
+                let bench = bench().await;
+                let hint = story.prepare(&bench).await;
+                bench.ports()[port].0.at(call, nth, fault);
+                assert!(!bench.deliver(&hint).await, "{story:?} {call} {nth} {fault:?} was no accident");
+                bench.done(&hint).await;
+                assert_eq!(bench.end().await, expected, "{story:?} {call} {nth} {fault:?}");
+                cuts += 1;
+            }
+        }
+    }
+    assert!(cuts > 250, "{cuts}");
+}
+
+async fn told(bench: &Bench) -> Vec<String> {
+    let rows = bench.world.items("outbox").await;
+    let mut told: Vec<_> = rows.iter().map(|row| format!("{} {}", row["kind"].as_str().unwrap(), row["payment"])).collect();
+    told.retain(|told| told.starts_with("payment."));
+    told
+}
+
+#[tokio::test]
+async fn each_state_of_a_refund_and_of_a_dispute_is_told_once_and_changes_no_account() {
+    let bench = bench().await;
+    let provision = Story::Refund.prepare(&bench).await;
+    let account = bench.world.item("accounts").await;
+    for (event_id, kind, object, shown, expected) in [
+        ("evt_1", "charge.refunded", "ch_1", payment(None, "partially_refunded", 100), 1),
+        // Delivered before the second refund, and handled after it: both tell what is true now.
+        ("evt_2", "charge.refunded", "ch_1", payment(None, "refunded", 4_900), 2),
+        ("evt_3", "charge.refunded", "ch_1", payment(None, "refunded", 4_900), 2),
+        ("evt_4", "charge.dispute.created", "du_1", payment(Some("du_1"), "needs_response", 4_900), 3),
+        ("evt_5", "charge.dispute.funds_withdrawn", "du_1", payment(Some("du_1"), "needs_response", 4_900), 3),
+        ("evt_6", "charge.dispute.closed", "du_1", payment(Some("du_1"), "lost", 4_900), 4),
+    ] {
+        bench.world.stripe.set_payment(object, shown);
+        let hint = about(event_id, kind, object);
+        for _ in 0..2 {
+            bench.done(&hint).await;
+            bench.done(&Hint { replay: true, ..hint.clone() }).await;
+        }
+        assert_eq!(told(&bench).await.len(), expected, "{event_id}");
+        assert!(bench.world.store().is_processed(&hint.event_id).await.unwrap());
+    }
+    let first = r#"payment.refunded {"amount_minor":100,"charge_id":"ch_1","currency":"usd","dispute_id":null,"status":"partially_refunded"}"#;
+    assert!(told(&bench).await.contains(&first.to_owned()), "{:?}", told(&bench).await);
+    assert_eq!(bench.world.item("accounts").await, account);
+    assert_eq!(provision.object_id, "ch_1");
+}
+
+/// A row that was sent has left the index of pending ones; the same state of the payment heard again must not put it back.
+#[tokio::test]
+async fn a_payments_notice_that_was_sent_is_not_sent_again() {
+    let bench = bench().await;
+    let hint = Story::Refund.prepare(&bench).await;
+    bench.done(&hint).await;
+    let rows = bench.world.items("outbox").await;
+    let id = rows.iter().find(|row| row["kind"] == "payment.refunded").unwrap()["notice_id"].as_str().unwrap().to_owned();
+    bench.world.remove_attributes("outbox", ("notice_id", &id), &["pending_shard"]).await;
+    let again = about("evt_again", "charge.refunded", "ch_1");
+    assert_eq!(bench.sync.hint(&again, 0).await, Ok(Outcome::Payment { user_id: Some(user("ada")), is_new: false }));
+    let rows = bench.world.items("outbox").await;
+    let row = rows.iter().find(|row| row["notice_id"] == id.as_str()).unwrap();
+    assert!(row["pending_shard"].is_null(), "{row}");
+}
+
+#[tokio::test]
+async fn a_payment_of_nobody_we_know_is_acknowledged_and_not_told() {
+    let bench = bench().await;
+    let refund = about("evt_refund", "charge.refunded", "ch_1");
+    bench.world.stripe.set_payment("ch_1", payment(None, "refunded", 4_900));
+    assert_eq!(bench.sync.hint(&refund, 0).await, Ok(Outcome::Payment { user_id: None, is_new: false }));
+    assert!(bench.world.store().is_processed(&refund.event_id).await.unwrap());
+    bench.world.stripe.set_payment("ch_1", PaymentFacts { customer: None, payment: None });
+    let of_no_customer = about("evt_2", "charge.refunded", "ch_1");
+    assert_eq!(bench.sync.hint(&of_no_customer, 0).await, Ok(Outcome::NoCustomer));
+    let gone = about("evt_3", "charge.refunded", "ch_gone");
+    assert_eq!(bench.sync.hint(&gone, 0).await, Ok(Outcome::NotFound));
+    let live = Hint { livemode: true, ..about("evt_4", "charge.refunded", "ch_1") };
+    assert_eq!(bench.sync.hint(&live, 0).await, Ok(Outcome::NoCustomer));
+    bench.world.stripe.fail_next(StripeError::Unavailable {
+        reason: "500".to_owned(),
+        retry_after_secs: None,
+        request_id: "req_1".to_owned(),
+    });
+    assert!(!bench.deliver(&about("evt_5", "charge.refunded", "ch_1")).await, "it comes again");
+    assert!(bench.world.items("outbox").await.is_empty());
+}
+
+/// G7: a lapse from the failed payment to the late one, by what `sync` commits.
+#[tokio::test]
+async fn a_late_payment_after_dunning_cancelled_restores_access_to_the_end_of_what_it_paid_for() {
+    let bench = bench().await;
+    let paid = Story::LatePayment.prepare(&bench).await;
+    let account = async || bench.world.store().account(&user("ada")).await.unwrap().unwrap();
+    let standing = |account: &tokentill::domain::account::Account, now: &str| {
+        let standing = tokentill::domain::access::standing(Some(account), &bench.world.prices, at(now));
+        let state = serde_json::to_value(standing.state).unwrap();
+        format!("{} {}", state.as_str().unwrap(), standing.access_until.map(|until| until.to_string()).unwrap_or_default())
+    };
+    let in_grace = account().await;
+    assert_eq!(standing(&in_grace, "2026-11-29T09:59:59Z"), "grace 2026-11-29T10:00:00Z");
+    assert_eq!(standing(&in_grace, "2026-11-29T10:00:00Z"), "ended ");
+    bench.world.clock.set("2026-12-01T00:00:00Z");
+    bench.done(&paid).await;
+    let restored = account().await;
+    assert_eq!(standing(&restored, "2026-12-09T23:59:59Z"), "active 2026-12-10T00:00:00Z");
+    assert_eq!(standing(&restored, "2026-12-10T00:00:00Z"), "free ");
+    let due = bench.world.items("accounts").await[0]["due_at"].as_i64();
+    assert_eq!(due, Some(at("2026-12-10T00:00:00Z").as_secs()), "its end is told when it comes");
+}
