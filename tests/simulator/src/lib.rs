@@ -20,6 +20,7 @@ mod world;
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt::Write,
+    ops::Range,
 };
 
 pub use hub::Fault;
@@ -41,9 +42,32 @@ pub struct Tour {
     pub failures: Vec<(u64, String)>,
 }
 
-/// Plays the stories of these seeds, until five of them do not hold.
+/// Plays the stories of these seeds, on as many threads as there are processors, until one does not hold on each of them.
 #[must_use]
-pub fn tour(seeds: impl IntoIterator<Item = u64>) -> Tour {
+pub fn tour(seeds: Range<u64>) -> Tour {
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let shares: Vec<_> = (0..threads)
+        .map(|nth| {
+            let mine = seeds.clone().skip(nth).step_by(threads);
+            std::thread::spawn(move || tour_alone(mine))
+        })
+        .collect();
+    let mut tour = Tour::default();
+    for share in shares {
+        let share = share.join().expect("no story panics");
+        tour.stories += share.stories;
+        tour.calls += share.calls;
+        for (kind, times) in share.injected {
+            *tour.injected.entry(kind).or_default() += times;
+        }
+        tour.traces.extend(share.traces);
+        tour.failures.extend(share.failures);
+    }
+    tour.failures.sort();
+    tour
+}
+
+fn tour_alone(seeds: impl Iterator<Item = u64>) -> Tour {
     let mut tour = Tour::default();
     for seed in seeds {
         let outcome = play(&Story::of(seed), false);
@@ -55,9 +79,7 @@ pub fn tour(seeds: impl IntoIterator<Item = u64>) -> Tour {
         tour.traces.insert(outcome.hash);
         if let Some(violation) = outcome.violation {
             tour.failures.push((seed, violation));
-            if tour.failures.len() == 5 {
-                break;
-            }
+            break;
         }
     }
     tour

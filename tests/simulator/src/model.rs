@@ -381,6 +381,18 @@ impl Model {
     }
 }
 
+impl Model {
+    /// Since when the newest subscription's open invoice is overdue, as the account says. That it is right is checked on its own.
+    pub(crate) fn grace_since(&self, engine: &Engine, customer: &Customer) -> Option<i64> {
+        let (invoice, ..) = customer.subscriptions.last()?.overdue.as_ref()?;
+        let accounts = engine.items("accounts");
+        let account = accounts.iter().find(|account| text(account, "user_id") == customer.user)?;
+        let Some(AttributeValue::M(overdue)) = account.get("overdue") else { return None };
+        let Some(AttributeValue::M(one)) = overdue.get(invoice) else { return None };
+        one.get("since").map(whole)
+    }
+}
+
 fn subscription_of<'a>(customers: &'a [Customer], user: &str, at: i64) -> Option<&'a Subscription> {
     let customer = customers.iter().find(|customer| customer.user == user)?;
     customer.subscriptions.iter().rfind(|subscription| subscription.began <= at)

@@ -50,6 +50,8 @@ pub enum Act {
     Report(i64),
     /// The sync function is given a batch of so many hints at most.
     Sync(usize),
+    /// The sweeper is invoked.
+    Sweep,
     /// Something happens to a user's subscription.
     Life(usize, Life),
     /// Stripe is down for so many seconds.
@@ -145,7 +147,8 @@ fn step(id: usize, users: usize, lives: bool, chance: &mut Rng) -> Step {
         28..52 => Act::Count(chance.usize(1..10)),
         52..68 => Act::Report([0, 0, 0, 30, 280][chance.usize(..5)]),
         68..76 => Act::Sync(chance.usize(1..6)),
-        76..84 if lives => Act::Life(user, life(chance)),
+        76..84 if lives && chance.u8(..8) > 0 => Act::Life(user, life(chance)),
+        76..78 => Act::Sweep,
         84..86 => Act::Outage([60, 3_600, 80_000, 200_000][chance.usize(..4)]),
         86..88 => Act::Redrive,
         88..93 => Act::UntilPeriodEnds(user, [-30, -1, 1, 90, 3_000, 3_320, 3_590, 3_700][chance.usize(..8)]),

@@ -11,14 +11,14 @@ use std::{
 
 use tokentill::{
     domain::{
-        facts::{CustomerFacts, InvoiceFacts, ItemFacts, LatestInvoice, Status, SubscriptionFacts},
+        facts::{CustomerFacts, InvoiceFacts, ItemFacts, LatestInvoice, PaidInvoice, Status, SubscriptionFacts},
         id::{CustomerId, InvoiceId, SubscriptionId, UserId},
         period::Cycle,
         price_list::Interval,
         report::MeterReport,
         time::EpochSecs,
     },
-    ports::{Delivered, MeterSink, MeterSummaries, StripeError, StripeState},
+    ports::{Delivered, MeterSink, MeterSummaries, PaymentFacts, Payments, StripeError, StripeState},
 };
 
 use crate::hub::{Carried, Fault, Hub};
@@ -66,6 +66,8 @@ pub(crate) struct Subscription {
     pub cancel_at: Option<i64>,
     /// Its open invoice whose payment failed, when it was made, and every failure so far.
     pub overdue: Option<(String, i64, Vec<i64>)>,
+    /// Payments after its end: when, and up to when they paid.
+    pub late_payments: Vec<(i64, i64)>,
     invoices: u32,
 }
 
@@ -104,8 +106,6 @@ struct Inner {
     known: BTreeMap<String, i64>,
     under_way: BTreeSet<(String, String)>,
     down_until: i64,
-    /// When each customer was shown.
-    shown: BTreeMap<String, Vec<i64>>,
     lag: fastrand::Rng,
 }
 
@@ -135,12 +135,6 @@ impl Stripe {
     pub(crate) fn customers(&self) -> Vec<Customer> {
         self.inner.borrow_mut().settle(self.hub.now_secs());
         self.inner.borrow().customers.values().cloned().collect()
-    }
-
-    /// When a customer was shown, in seconds since 1970.
-    #[must_use]
-    pub(crate) fn shown(&self, customer: &str) -> Vec<i64> {
-        self.inner.borrow().shown.get(customer).cloned().unwrap_or_default()
     }
 
     /// Answers nothing until then.
@@ -173,6 +167,7 @@ impl Stripe {
             ended: None,
             cancel_at: None,
             overdue: None,
+            late_payments: Vec::new(),
             invoices: 1,
         };
         let customer = inner.customers.entry(id.clone()).or_insert_with(made);
@@ -188,7 +183,7 @@ impl Stripe {
         inner.settle(now);
         let Some(customer) = inner.customers.values_mut().find(|customer| customer.user == user) else { return Vec::new() };
         let id = customer.id.clone();
-        let Some(last) = customer.subscriptions.last_mut().filter(|last| last.ended.is_none()) else { return Vec::new() };
+        let Some(last) = customer.subscriptions.last_mut() else { return Vec::new() };
         let told = change(last, now);
         told.into_iter().map(|(kind, invoice)| inner.event(now, kind, &id, invoice)).collect()
     }
@@ -196,6 +191,9 @@ impl Stripe {
     /// The payment of the open invoice fails, of a new one if there is none.
     pub(crate) fn fail(&self, user: &str) -> Vec<Event> {
         self.change(user, |subscription, now| {
+            if subscription.ended.is_some() {
+                return Vec::new();
+            }
             let (invoices, id) = (subscription.invoices, subscription.id.clone());
             let (invoice, _, failures) =
                 subscription.overdue.get_or_insert_with(|| (format!("in_{id}_{invoices}"), now, Vec::new()));
@@ -213,16 +211,20 @@ impl Stripe {
 
     /// The overdue invoice is paid.
     pub(crate) fn pay(&self, user: &str) -> Vec<Event> {
-        self.change(user, |subscription, _| match subscription.overdue.take() {
-            Some((invoice, ..)) => vec![("invoice.paid", Some(invoice)), ("customer.subscription.updated", None)],
-            None => Vec::new(),
+        self.change(user, |subscription, now| {
+            let Some((invoice, created, _)) = subscription.overdue.take() else { return Vec::new() };
+            if subscription.ended.is_some() {
+                let paid_until = subscription.period(created).1;
+                subscription.late_payments.push((now, paid_until));
+            }
+            vec![("invoice.paid", Some(invoice)), ("customer.subscription.updated", None)]
         })
     }
 
     /// Changes to another plan in the middle of a period.
     pub(crate) fn switch(&self, user: &str, plan: &'static str) -> Vec<Event> {
         self.change(user, |subscription, now| {
-            if subscription.plans.last().is_some_and(|(_, last)| *last == plan) {
+            if subscription.ended.is_some() || subscription.plans.last().is_some_and(|(_, last)| *last == plan) {
                 return Vec::new();
             }
             subscription.plans.push((now, plan));
@@ -233,6 +235,9 @@ impl Stripe {
     /// Ends now, or with the period.
     pub(crate) fn cancel(&self, user: &str, at_once: bool) -> Vec<Event> {
         self.change(user, |subscription, now| {
+            if subscription.ended.is_some() {
+                return Vec::new();
+            }
             if at_once {
                 subscription.ended = Some(now);
                 vec![("customer.subscription.deleted", None)]
@@ -333,6 +338,15 @@ impl Inner {
             ended_at: subscription.ended.map(secs),
             latest_invoice: Some(subscription.latest_invoice(now)),
             flexible: true,
+            paused_by: None,
+        };
+        let paid = |subscription: &Subscription| -> Vec<PaidInvoice> {
+            let of = |(paid_at, until): &(i64, i64)| PaidInvoice {
+                subscription: SubscriptionId::new(&*subscription.id).expect("an id"),
+                paid_at: secs(*paid_at),
+                paid_for_until: secs(*until),
+            };
+            subscription.late_payments.iter().map(of).collect()
         };
         let open = |subscription: &Subscription| {
             let (invoice, created, _) = subscription.overdue.as_ref()?;
@@ -351,6 +365,7 @@ impl Inner {
             subscriptions: customer.subscriptions.iter().map(subscription).collect(),
             open_invoices: customer.subscriptions.iter().filter_map(open).collect(),
             checkout_users: Vec::new(),
+            paid_invoices: customer.subscriptions.last().map(paid).unwrap_or_default(),
         }
     }
 }
@@ -408,7 +423,6 @@ impl StripeState for Stripe {
         self.asked("GET customer", &GETS, move |inner, now| {
             inner.settle(now);
             let customer = inner.customers.get(&id).cloned();
-            inner.shown.entry(id).or_default().push(now);
             let customer = customer.ok_or_else(|| StripeError::NotFound { request_id: "req_sim".to_owned() })?;
             Ok(inner.facts(&customer, now))
         })
@@ -421,6 +435,12 @@ impl StripeState for Stripe {
 
     async fn customers_on_clock(&self, _: &str) -> Result<Vec<CustomerId>, StripeError> {
         Ok(Vec::new())
+    }
+}
+
+impl Payments for Stripe {
+    async fn payment(&self, _: &str) -> Result<Option<PaymentFacts>, StripeError> {
+        Ok(None)
     }
 }
 

@@ -12,17 +12,19 @@ use aws_sdk_dynamodb::Client;
 use fastrand::Rng;
 use reporter::{Invocation, Reporter, Settings};
 use serde_json::json;
+use sweeper::Sweeper;
 use sync::Sync;
 use tokentill::{
     config::StripeMode,
     domain::{
+        access::standing,
         hint::{HINT_VERSION, Hint},
-        id::{CustomerId, EventId, InvoiceId},
+        id::{CustomerId, EventId, InvoiceId, UserId},
         price_list::PriceList,
         time::EpochSecs,
     },
     dynamodb::Store,
-    ports::{Clock, ReporterMemory, ReporterState},
+    ports::{Accounts, Clock, ReporterMemory, ReporterState},
 };
 use tokio::{
     runtime::Builder,
@@ -37,7 +39,7 @@ use crate::{
     model::{Model, Sent},
     queue::Queue,
     story::{Act, Life, Step, Story, USERS},
-    stripe::{Event, FINAL_AFTER_SECS, Stripe},
+    stripe::{Customer, Event, FINAL_AFTER_SECS, Stripe},
 };
 
 /// What a story came to.
@@ -188,6 +190,7 @@ impl World {
             Act::Count(most) => self.count(*most, weather, Some(step.id)),
             Act::Report(late_secs) => self.report(*late_secs, weather, Some(step.id)),
             Act::Sync(most) => self.sync(*most, weather, Some(step.id)),
+            Act::Sweep => self.sweep(weather, Some(step.id)),
             Act::Life(user, life) => {
                 let user = USERS[*user];
                 let events = match life {
@@ -339,6 +342,20 @@ impl World {
         }));
     }
 
+    fn sweep(&mut self, weather: Weather, step: Option<usize>) {
+        let mut chance = Rng::with_seed(weather.seed);
+        let sweeper =
+            Sweeper { accounts: self.store("sweeper"), clock: self.clock(&mut chance), prices: self.prices.clone() };
+        let (name, hub, struck) = (self.name("sweeper"), self.hub.clone(), self.struck(step));
+        let now = EpochSecs::new(self.hub.now_secs());
+        self.running.push(spawn_local(async move {
+            let run = hub.invoke(name.clone(), &weather, 120, struck.as_ref(), Box::pin(sweeper.run(now))).await;
+            if let Some(run) = run {
+                hub.note(&format!("{name}: {run:?}"));
+            }
+        }));
+    }
+
     /// A webhook comes, and its hint is queued.
     fn deliver(&mut self, event: &Event) {
         self.model.delivered.push((event.clone(), self.hub.now_secs()));
@@ -405,6 +422,7 @@ impl World {
         self.model.check(&self.engine, &self.stripe)?;
         self.model.check_events_at_rest(&self.engine, self.hub.now_secs())?;
         self.model.check_accounts_at_rest(&self.engine, &self.stripe, self.hub.now_secs())?;
+        self.check_access_at_rest().await?;
         let mut unsettled = String::new();
         for wait_secs in [60, 960, 4_000, 78_000, 4_000, 90_000, 4_000, 4_000, 90_000, 4_000] {
             sleep(Duration::from_secs(wait_secs)).await;
@@ -419,11 +437,53 @@ impl World {
         Err(unsettled)
     }
 
+    /// G7: what the access function makes of an account, at this moment and around the end of grace, is what a few plain rules say.
+    async fn check_access_at_rest(&self) -> Checked {
+        let accounts = self.store("access");
+        let now = self.hub.now_secs();
+        for customer in self.stripe.customers() {
+            let user = UserId::new(&*customer.user).expect("an id");
+            let account = accounts.account(&user).await.map_err(|error| format!("G7: {error}"))?;
+            let since = self.model.grace_since(&self.engine, &customer);
+            let deadline = since.map(|since| since + GRACE_SECS);
+            let moments = [Some(now), deadline.map(|deadline| deadline - 1), deadline, deadline.map(|deadline| deadline + 90_000)];
+            for at in moments.into_iter().flatten().filter(|at| *at >= now) {
+                let shown = standing(account.as_ref(), &self.prices, EpochSecs::new(at));
+                let shown = (serde_json::to_value(shown.state).expect("a state is text"), shown.access_until.map(EpochSecs::as_secs));
+                let expected = expected_state(&customer, since, self.prices.free_plan().is_some(), at);
+                if shown.0 != expected.0 || expected.1.is_some_and(|until| shown.1 != Some(until)) {
+                    return Err(format!("G7: at {at} {user} is {shown:?}, not {expected:?}; at Stripe {customer:?}"));
+                }
+            }
+        }
+        Ok(())
+    }
+
     async fn come_to_an_end(&mut self) -> Checked {
         for running in std::mem::take(&mut self.running) {
             running.await.map_err(|panicked| format!("panic: {panicked}"))?;
         }
         Ok(())
+    }
+}
+
+/// Seven days.
+const GRACE_SECS: i64 = 604_800;
+
+/// The state that a user has, and until when, by the contract's table in a few plain rules.
+fn expected_state(customer: &Customer, since: Option<i64>, has_free_tier: bool, at: i64) -> (&'static str, Option<i64>) {
+    let ended = if has_free_tier { "free" } else { "ended" };
+    let Some(last) = customer.subscriptions.last() else { return (if has_free_tier { "free" } else { "none" }, None) };
+    let in_grace = |since: i64| if at < since + GRACE_SECS { ("grace", Some(since + GRACE_SECS)) } else { ("ended", None) };
+    if let Some(since) = since {
+        return in_grace(since);
+    }
+    let is_over = last.ended.or(last.cancel_at).is_some_and(|end| end <= at);
+    let paid_until = last.late_payments.iter().map(|(_, until)| *until).max().filter(|until| at < *until);
+    match (is_over, paid_until) {
+        (false, _) => ("active", last.cancel_at),
+        (true, Some(until)) => ("active", Some(until)),
+        (true, None) => (ended, None),
     }
 }
 
