@@ -24,8 +24,12 @@ use std::{
 };
 
 pub use hub::Fault;
+pub use shrink::shrink;
 pub use story::Story;
 pub use world::{Outcome, play};
+
+/// How many times a failing story is played at most to make it short.
+const MOST_PLAYS: usize = 300;
 
 /// What many stories came to.
 #[derive(Debug, Default)]
@@ -90,7 +94,7 @@ fn tour_alone(seeds: impl Iterator<Item = u64>) -> Tour {
 pub fn told(seed: u64) -> String {
     let story = Story::of(seed);
     let Some(violation) = play(&story, false).violation else { return format!("seed {seed} holds") };
-    let (short, outcome) = shrink::shrink(&story, &violation);
+    let (short, outcome) = shrink(&story, &violation, MOST_PLAYS);
     let mut text = String::new();
     let _ = writeln!(text, "seed {seed}: {}", outcome.violation.as_deref().unwrap_or("holds once shrunk"));
     let _ = writeln!(

@@ -7,19 +7,16 @@ use crate::{
     world::{Outcome, play},
 };
 
-/// How many times a story is played at most to shrink it.
-const MOST_PLAYS: usize = 300;
-
 /// A story that fails in the same way and is as short as leaving out makes it: steps first, then what goes wrong in them, then
-/// single messages.
+/// single uses. It is played `most_plays` times at most for that.
 #[must_use]
-pub(crate) fn shrink(story: &Story, violation: &str) -> (Story, Outcome) {
+pub fn shrink(story: &Story, violation: &str, most_plays: usize) -> (Story, Outcome) {
     let mut plays = 0;
     let kind = violation.split(':').next().unwrap_or_default().to_owned();
     let mut best = story.clone();
     let mut try_it = |candidate: Story, best: &mut Story| {
         plays += 1;
-        let fails = plays <= MOST_PLAYS && play(&candidate, false).violation.is_some_and(|now| now.starts_with(&kind));
+        let fails = plays <= most_plays && play(&candidate, false).violation.is_some_and(|now| now.starts_with(&kind));
         if fails {
             *best = candidate;
         }

@@ -112,6 +112,8 @@ pub struct Story {
     pub period_secs: i64,
     /// Whether the price list has a free tier.
     pub has_free_tier: bool,
+    /// How long Stripe knows an identifier again. It promises a day, so it is not a second more.
+    pub identifiers_known_secs: i64,
     /// What happens.
     pub steps: Vec<Step>,
 }
@@ -128,7 +130,7 @@ impl Story {
         let has_free_tier = chance.u8(..4) > 0;
         let lives = chance.bool();
         let steps = (0..chance.usize(24..56)).map(|id| step(id, users, lives, &mut chance)).collect();
-        Self { seed, begins_ms, users, period_secs, has_free_tier, steps }
+        Self { seed, begins_ms, users, period_secs, has_free_tier, identifiers_known_secs: 86_400, steps }
     }
 
     /// The same without some of its steps.

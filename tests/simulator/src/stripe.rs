@@ -26,8 +26,6 @@ use crate::hub::{Carried, Fault, Hub};
 /// How long after a period's end its invoice is final.
 pub(crate) const FINAL_AFTER_SECS: i64 = 3_600;
 const DAY_SECS: i64 = 86_400;
-/// How long Stripe knows an identifier again. It promises a day, so it is not a second more here.
-const IDENTIFIERS_KNOWN_SECS: i64 = DAY_SECS;
 /// The longest its summaries lag behind.
 const SUMMARIES_LAG_SECS: u64 = 3_300;
 
@@ -104,6 +102,7 @@ struct Inner {
     subscriptions: u32,
     taken: Vec<Taken>,
     known: BTreeMap<String, i64>,
+    identifiers_known_secs: i64,
     under_way: BTreeSet<(String, String)>,
     down_until: i64,
     lag: fastrand::Rng,
@@ -119,8 +118,8 @@ pub(crate) struct Stripe {
 impl Stripe {
     /// A Stripe without customers. `seed` decides how its summaries lag.
     #[must_use]
-    pub(crate) fn new(hub: &Hub, seed: u64) -> Self {
-        let inner = Inner { lag: fastrand::Rng::with_seed(seed), ..Inner::default() };
+    pub(crate) fn new(hub: &Hub, seed: u64, identifiers_known_secs: i64) -> Self {
+        let inner = Inner { lag: fastrand::Rng::with_seed(seed), identifiers_known_secs, ..Inner::default() };
         Self { inner: Rc::new(RefCell::new(inner)), hub: hub.clone() }
     }
 
@@ -304,7 +303,7 @@ impl Inner {
     }
 
     fn take(&mut self, report: &MeterReport, now: i64) -> Result<Delivered, StripeError> {
-        let known = self.known.get(&report.identifier).is_some_and(|at| now - at < IDENTIFIERS_KNOWN_SECS);
+        let known = self.known.get(&report.identifier).is_some_and(|at| now - at < self.identifiers_known_secs);
         if known {
             return Ok(Delivered::Before);
         }

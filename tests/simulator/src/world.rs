@@ -112,7 +112,7 @@ impl World {
         let hub = Hub::new(story.begins_ms, keeps_trace);
         let (engine, client) = Engine::start(&hub).await;
         let mut world = Self {
-            stripe: Stripe::new(&hub, story.seed),
+            stripe: Stripe::new(&hub, story.seed, story.identifiers_known_secs),
             usage_queue: Queue::new(&hub, "usage", false, 420, 5),
             changes: Queue::new(&hub, "changes", true, 360, 1_000),
             prices: prices(story.has_free_tier),
