@@ -1,0 +1,399 @@
+//! What must hold, said once more and in another way: a plain model of what was sent, what Stripe has, and what therefore must
+//! stand in the tables. It reads stored items by their attributes and shares no code with what it judges.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use dynoxide::AttributeValue;
+use serde_json::Value;
+
+use crate::{
+    engine::{Engine, Item, number, numbers, text, whole},
+    stripe::{Customer, Event, FINAL_AFTER_SECS, Stripe, Subscription},
+};
+
+const DAY_SECS: i64 = 86_400;
+const METERS: [&str; 3] = ["requests", "tokens_in", "tokens_out"];
+
+type Checked = Result<(), String>;
+
+/// A use of the product as it was reported once.
+#[derive(Debug, Clone)]
+pub(crate) struct Sent {
+    /// Who.
+    pub user: &'static str,
+    /// The request it served.
+    pub request: String,
+    /// Whether the call succeeded.
+    pub success: bool,
+    /// Tokens in and out.
+    pub tokens: (i64, i64),
+    /// When it happened, as reported.
+    pub at: i64,
+    /// When it was reported.
+    pub sent_at: i64,
+}
+
+/// What is known of the world, from outside.
+#[derive(Debug, Default)]
+pub(crate) struct Model {
+    /// Every report of a use.
+    pub sent: Vec<Sent>,
+    /// Every event that reached the webhook, and when.
+    pub delivered: Vec<(Event, i64)>,
+    /// Every row as it was first seen.
+    rows: BTreeMap<(String, String), Row>,
+    versions: BTreeMap<(&'static str, String), i64>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Row {
+    user: String,
+    request: String,
+    success: bool,
+    tokens: (i64, i64),
+    at: i64,
+    verdict: String,
+    counted: BTreeMap<String, i64>,
+    tally_key: String,
+    seen: i64,
+}
+
+impl Row {
+    fn read(item: &Item) -> Self {
+        Self {
+            user: text(item, "user_id").to_owned(),
+            request: text(item, "request_id").to_owned(),
+            success: matches!(item.get("success"), Some(AttributeValue::BOOL(true))),
+            tokens: (number(item, "tokens_in"), number(item, "tokens_out")),
+            at: number(item, "timestamp"),
+            verdict: text(item, "verdict").to_owned(),
+            counted: numbers(item, "counted"),
+            tally_key: text(item, "tally_key").to_owned(),
+            seen: number(item, "seen"),
+        }
+    }
+
+    fn is_parked(&self) -> bool {
+        self.verdict.starts_with("unknown_")
+    }
+
+    /// The first second of the billed segment it was counted in.
+    fn segment_start(&self) -> Option<i64> {
+        segment_start(&self.tally_key)
+    }
+}
+
+/// The first second of the billed segment that a tally's key names: `2026-11-22/6:billed/5:sub_1/10:1795305600/…`.
+fn segment_start(tally_key: &str) -> Option<i64> {
+    let mut parts = tally_key.split('/').skip(1);
+    if parts.next() != Some("6:billed") {
+        return None;
+    }
+    parts.nth(1)?.split_once(':')?.1.parse().ok()
+}
+
+fn customer_of(user: &str) -> String {
+    format!("cus_{}", user.bytes().map(|byte| format!("{byte:02x}")).collect::<String>())
+}
+
+fn holds(condition: bool, what: impl FnOnce() -> String) -> Checked {
+    if condition { Ok(()) } else { Err(what()) }
+}
+
+impl Model {
+    /// What holds at every moment.
+    ///
+    /// # Errors
+    /// What does not hold, by the guarantee's name.
+    pub(crate) fn check(&mut self, engine: &Engine, stripe: &Stripe) -> Checked {
+        self.check_rows(engine)?;
+        self.check_tallies(engine)?;
+        self.check_periods(stripe)?;
+        self.check_reports(stripe)?;
+        self.check_versions(engine)
+    }
+
+    /// G3, G5, G9: every row was reported so by its own user, a request has one, and what was decided stays.
+    fn check_rows(&mut self, engine: &Engine) -> Checked {
+        let mut rows = BTreeMap::new();
+        let mut requests = BTreeSet::new();
+        for item in engine.items("ledger") {
+            let row = Row::read(&item);
+            let key = (text(&item, "request_key").to_owned(), text(&item, "row").to_owned());
+            let was_sent = self.sent.iter().any(|sent| {
+                sent.user == row.user && sent.request == row.request && sent.success == row.success && sent.tokens == row.tokens
+            });
+            holds(was_sent, || format!("G9: nobody reported {row:?}"))?;
+            if row.success {
+                holds(requests.insert((row.user.clone(), row.request.clone())), || format!("G3: two rows of one request: {row:?}"))?;
+            }
+            let (tokens_in, tokens_out) = row.tokens;
+            let expected = |meter: &str| [("requests", 1), ("tokens_in", tokens_in), ("tokens_out", tokens_out)]
+                .iter()
+                .find(|(name, _)| *name == meter)
+                .map(|(_, quantity)| *quantity);
+            let is_right = row.counted.iter().all(|(meter, quantity)| expected(meter) == Some(*quantity));
+            holds(is_right, || format!("G3: counted something else than was used: {row:?}"))?;
+            let is_counted = row.verdict == "counted";
+            holds(is_counted == row.counted.contains_key("requests"), || format!("G5: {row:?} is half counted"))?;
+            holds(!is_counted || row.success, || format!("G3: a failed call was counted: {row:?}"))?;
+            rows.insert(key, row);
+        }
+        for (key, before) in &self.rows {
+            let Some(now) = rows.get(key) else { return Err(format!("G5: a row is gone: {before:?}")) };
+            let same = Row { seen: before.seen, ..now.clone() };
+            let was_decided = before.is_parked() && !now.is_parked();
+            holds(same == *before || was_decided, || format!("G5: a row changed: {before:?} to {now:?}"))?;
+            holds(now.seen >= before.seen, || format!("G5: seen fell: {before:?} to {now:?}"))?;
+        }
+        self.rows = rows;
+        Ok(())
+    }
+
+    /// G3, G4: a tally is the sum of its rows, at every moment.
+    fn check_tallies(&self, engine: &Engine) -> Checked {
+        let mut of_rows: BTreeMap<(String, String, String), i64> = BTreeMap::new();
+        for row in self.rows.values() {
+            for (meter, quantity) in &row.counted {
+                *of_rows.entry((row.user.clone(), row.tally_key.clone(), meter.clone())).or_default() += quantity;
+            }
+        }
+        let mut of_tallies: BTreeMap<(String, String, String), i64> = BTreeMap::new();
+        for item in engine.items("tallies") {
+            let sharded = text(&item, "tally_key");
+            let tally_key = sharded.rsplit_once('/').map_or(sharded, |(key, _)| key);
+            for (attribute, value) in &item {
+                if let Some(meter) = attribute.strip_prefix("counted:") {
+                    let key = (text(&item, "user_id").to_owned(), tally_key.to_owned(), meter.to_owned());
+                    *of_tallies.entry(key).or_default() += whole(value);
+                }
+            }
+        }
+        holds(of_rows == of_tallies, || format!("G4: rows say {of_rows:?}, tallies say {of_tallies:?}"))
+    }
+
+    /// G6: usage lies in the period in which it happened; renewals are known to everybody.
+    fn check_periods(&self, stripe: &Stripe) -> Checked {
+        let customers = stripe.customers();
+        for row in self.rows.values() {
+            let Some(start) = row.segment_start() else { continue };
+            let subscription = subscription_of(&customers, &row.user, start);
+            let Some(subscription) = subscription else { return Err(format!("G6: there was no subscription then: {row:?}")) };
+            let same_period = subscription.period(row.at).0 == subscription.period(start).0;
+            holds(start <= row.at && same_period, || format!("G6: in another period than it happened: {row:?}"))?;
+        }
+        Ok(())
+    }
+
+    /// What was counted of a user's meter in billed segments that began before a moment.
+    fn billed_before(&self, user: &str, meter: &str, moment: i64) -> i64 {
+        let of_user = self.rows.values().filter(|row| row.user == user);
+        let billed = of_user.filter(|row| row.segment_start().is_some_and(|start| start < moment));
+        billed.filter_map(|row| row.counted.get(meter)).sum()
+    }
+
+    /// G3: Stripe never has more than was counted, in no period and of nobody else; and nothing comes when it is billed no more.
+    fn check_reports(&self, stripe: &Stripe) -> Checked {
+        let taken = stripe.taken();
+        let users: BTreeSet<&str> = self.sent.iter().map(|sent| sent.user).collect();
+        let customers = stripe.customers();
+        for user in users {
+            let customer = customer_of(user);
+            let of_user: Vec<_> = taken.iter().filter(|taken| taken.report.customer.as_str() == customer).collect();
+            let starts: BTreeSet<i64> = self.rows.values().filter(|row| row.user == user).filter_map(Row::segment_start).collect();
+            for meter in METERS {
+                for before in starts.iter().copied().chain([i64::MAX]) {
+                    let of_meter = of_user.iter().filter(|taken| taken.report.event_name == meter);
+                    let in_time = of_meter.filter(|taken| taken.report.minute.as_secs() < before);
+                    let reported: i64 = in_time.map(|taken| i64::try_from(taken.report.quantity).unwrap_or(i64::MAX)).sum();
+                    let counted = self.billed_before(user, meter, before);
+                    holds(reported <= counted, || {
+                        format!("G3: Stripe has {reported} {meter} of {user} in periods before {before}, and {counted} were counted")
+                    })?;
+                }
+            }
+            for taken in of_user {
+                let minute = taken.report.minute.as_secs();
+                let Some(subscription) = subscription_of(&customers, user, minute) else {
+                    return Err(format!("G3: a report outside every subscription: {taken:?}"));
+                };
+                let (_, end) = subscription.period(minute);
+                // A switch of prices or an end within the period may not have been heard of in time.
+                let told = subscription.plans.iter().map(|(at, _)| *at).chain(subscription.ended);
+                let is_cut = told.into_iter().any(|at| (minute..end).contains(&at));
+                holds(is_cut || taken.at < end + FINAL_AFTER_SECS, || {
+                    format!("G4: a report came {} s after its invoice was final: {taken:?}", taken.at - end - FINAL_AFTER_SECS)
+                })?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Nothing moves backwards.
+    fn check_versions(&mut self, engine: &Engine) -> Checked {
+        for (table, keys) in [("accounts", ["user_id", "user_id"]), ("books", ["user_id", "book_key"])] {
+            for item in engine.items(table) {
+                let key = keys.map(|key| text(&item, key)).join(" ");
+                let version = number(&item, "version");
+                let before = self.versions.insert((table, key.clone()), version).unwrap_or(0);
+                holds(version >= before, || format!("G2: {table} {key} went from version {before} back to {version}"))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// G5: at rest every report of a use is in the ledger, or in the quarantine for a reason that is true.
+    ///
+    /// # Errors
+    /// What does not hold.
+    pub(crate) fn check_events_at_rest(&self, engine: &Engine, now: i64) -> Checked {
+        let quarantine = engine.items("quarantine");
+        let inputs: Vec<(&str, Value)> = quarantine
+            .iter()
+            .map(|item| (text(item, "reason"), serde_json::from_str(text(item, "input")).unwrap_or(Value::Null)))
+            .collect();
+        for sent in &self.sent {
+            let of_request: Vec<&Row> = self
+                .rows
+                .values()
+                .filter(|row| row.user == sent.user && row.request == sent.request && row.success == sent.success)
+                .collect();
+            if of_request.iter().any(|row| row.tokens == sent.tokens && (row.success || row.at == sent.at)) {
+                continue;
+            }
+            let stands_otherwise = of_request.iter().any(|row| row.tokens != sent.tokens);
+            let is_kept = inputs.iter().any(|(reason, input)| {
+                let is_it = input["user_id"] == sent.user
+                    && input["request_id"] == sent.request
+                    && input["tokens_in"] == sent.tokens.0
+                    && input["success"] == sent.success;
+                let is_true = match *reason {
+                    "conflict" => stands_otherwise,
+                    "timestamp_too_old" => sent.at < now - 35 * DAY_SECS,
+                    "timestamp_in_future" => sent.at > sent.sent_at + 298,
+                    _ => false,
+                };
+                is_it && is_true
+            });
+            holds(is_kept, || format!("G5: neither in the ledger nor in the quarantine: {sent:?}; of its request: {of_request:?}"))?;
+        }
+        Ok(())
+    }
+
+    /// G4: at rest what was counted in billed segments is at Stripe or in the quarantine, all of it.
+    ///
+    /// # Errors
+    /// What does not hold.
+    pub(crate) fn check_money_at_rest(&self, engine: &Engine, stripe: &Stripe) -> Checked {
+        let mut billed: BTreeMap<(String, &str), i64> = BTreeMap::new();
+        let mut billed_meters: BTreeMap<(String, String), BTreeSet<String>> = BTreeMap::new();
+        for item in engine.items("tallies") {
+            let sharded = text(&item, "tally_key");
+            let tally_key = sharded.rsplit_once('/').map_or(sharded, |(key, _)| key);
+            let Some(AttributeValue::M(billing)) = item.get("billing") else { continue };
+            let Some(AttributeValue::L(meters)) = billing.get("billed") else { continue };
+            let meters = meters.iter().filter_map(|meter| match meter {
+                AttributeValue::S(meter) => Some(meter.clone()),
+                _ => None,
+            });
+            billed_meters.entry((text(&item, "user_id").to_owned(), tally_key.to_owned())).or_default().extend(meters);
+        }
+        for row in self.rows.values() {
+            let Some(meters) = billed_meters.get(&(row.user.clone(), row.tally_key.clone())) else { continue };
+            for meter in METERS.into_iter().filter(|meter| meters.contains(*meter)) {
+                *billed.entry((row.user.clone(), meter)).or_default() += row.counted.get(meter).copied().unwrap_or(0);
+            }
+        }
+        let mut settled: BTreeMap<(String, &str), i64> = billed.keys().map(|key| (key.clone(), 0)).collect();
+        for taken in stripe.taken() {
+            for ((user, meter), sum) in &mut settled {
+                if taken.report.customer.as_str() == customer_of(user) && taken.report.event_name == *meter {
+                    *sum += i64::try_from(taken.report.quantity).unwrap_or(i64::MAX);
+                }
+            }
+        }
+        for item in engine.items("quarantine") {
+            if !matches!(text(&item, "reason"), "period_closed" | "refused") {
+                continue;
+            }
+            let input: Value = serde_json::from_str(text(&item, "input")).unwrap_or(Value::Null);
+            for ((user, meter), sum) in &mut settled {
+                if text(&item, "user_id") == user && input["meter"] == *meter {
+                    *sum += input["quantity"].as_i64().unwrap_or(0);
+                }
+            }
+        }
+        let open: Vec<String> = billed
+            .iter()
+            .filter(|(key, quantity)| settled.get(*key) != Some(quantity))
+            .map(|((user, meter), quantity)| {
+                let settled = settled.get(&(user.clone(), *meter)).copied().unwrap_or(0);
+                format!("{quantity} {meter} of {user} were counted, {settled} are reported or in the quarantine")
+            })
+            .collect();
+        holds(open.is_empty(), || format!("G4: {}", open.join("; ")))
+    }
+
+    /// G2: at rest an account is Stripe's present state and the earliest failure that anybody told of.
+    ///
+    /// # Errors
+    /// What does not hold.
+    pub(crate) fn check_accounts_at_rest(&self, engine: &Engine, stripe: &Stripe, now: i64) -> Checked {
+        let accounts = engine.items("accounts");
+        for customer in stripe.customers() {
+            let Some(account) = accounts.iter().find(|account| text(account, "user_id") == customer.user) else {
+                return Err(format!("G2: {} has no account", customer.user));
+            };
+            let Some(last) = customer.subscriptions.last() else { continue };
+            let Some(AttributeValue::M(kept)) = account.get("subscription") else {
+                return Err(format!("G2: {} has no subscription, and Stripe has {last:?}", customer.user));
+            };
+            let status = String::from(last.status());
+            let is_same = matches!(kept.get("status"), Some(AttributeValue::S(kept)) if *kept == status)
+                && matches!(kept.get("id"), Some(AttributeValue::S(kept)) if *kept == last.id);
+            holds(is_same, || format!("G2: {} is {kept:?}, and at Stripe {last:?}", customer.user))?;
+            let overdue = match account.get("overdue") {
+                Some(AttributeValue::M(overdue)) => overdue.clone(),
+                _ => Default::default(),
+            };
+            let since = |invoice: &str| match overdue.get(invoice) {
+                Some(AttributeValue::M(one)) => one.get("since").map(whole),
+                _ => None,
+            };
+            match &last.overdue {
+                None => holds(overdue.is_empty(), || format!("G2: {} is overdue, and Stripe knows of nothing: {overdue:?}", customer.user))?,
+                Some((invoice, created, failures)) => {
+                    let Some(since) = since(invoice) else {
+                        return Err(format!("G2: {} is not overdue, and at Stripe {last:?}", customer.user));
+                    };
+                    let first = failures.first().copied().unwrap_or(*created);
+                    let told = self.delivered.iter().filter(|(event, at)| {
+                        event.kind == "invoice.payment_failed" && event.invoice.as_ref() == Some(invoice) && *at <= now
+                    });
+                    let told = told.map(|(event, _)| event.created).min().unwrap_or(now);
+                    holds((first..=told).contains(&since), || {
+                        format!("G2: grace of {invoice} begins at {since}, not between {first} and {told}")
+                    })?;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Model {
+    /// Since when the newest subscription's open invoice is overdue, as the account says. That it is right is checked on its own.
+    pub(crate) fn grace_since(&self, engine: &Engine, customer: &Customer) -> Option<i64> {
+        let (invoice, ..) = customer.subscriptions.last()?.overdue.as_ref()?;
+        let accounts = engine.items("accounts");
+        let account = accounts.iter().find(|account| text(account, "user_id") == customer.user)?;
+        let Some(AttributeValue::M(overdue)) = account.get("overdue") else { return None };
+        let Some(AttributeValue::M(one)) = overdue.get(invoice) else { return None };
+        one.get("since").map(whole)
+    }
+}
+
+fn subscription_of<'a>(customers: &'a [Customer], user: &str, at: i64) -> Option<&'a Subscription> {
+    let customer = customers.iter().find(|customer| customer.user == user)?;
+    customer.subscriptions.iter().rfind(|subscription| subscription.began <= at)
+}

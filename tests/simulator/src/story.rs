@@ -1,0 +1,197 @@
+//! Stories: what happens in a world, step by step, made of a seed.
+
+use std::{collections::BTreeSet, fmt};
+
+use fastrand::Rng;
+
+use crate::hub::Weather;
+
+/// The users of every world. Their ids and their requests' are made to collide in keys that are merely joined.
+pub(crate) const USERS: [&str; 3] = ["ada", "ada/3:req", "bob#1"];
+/// How many requests a user makes: few, so that they come again.
+const REQUESTS: u8 = 12;
+
+/// A use of the product, as a service reports it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Use {
+    /// Which of the user's requests it served.
+    pub request: u8,
+    /// Whether the call succeeded.
+    pub success: bool,
+    /// Whether it says something else than the other reports of its request.
+    pub differs: bool,
+    /// How many seconds before it is sent it happened; negative is ahead.
+    pub age_secs: i64,
+}
+
+impl Use {
+    /// The request's id.
+    #[must_use]
+    pub(crate) fn request_id(&self) -> String {
+        if self.request % 2 == 0 { format!("r{}", self.request) } else { format!("3:req/{}", self.request) }
+    }
+
+    /// Tokens in and out.
+    #[must_use]
+    pub(crate) fn tokens(&self) -> (u64, u64) {
+        let request = u64::from(self.request);
+        (10 + request * 7 % 50 + u64::from(self.differs), request % 4 * 100)
+    }
+}
+
+/// What happens.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Act {
+    /// A service reports uses of a user, in messages.
+    Send(usize, Vec<Vec<Use>>),
+    /// The usage function is given a batch of so many messages at most.
+    Count(usize),
+    /// The reporter is invoked, by a schedule's event that is so many seconds old.
+    Report(i64),
+    /// The sync function is given a batch of so many hints at most.
+    Sync(usize),
+    /// The sweeper is invoked.
+    Sweep,
+    /// Something happens to a user's subscription.
+    Life(usize, Life),
+    /// Stripe is down for so many seconds.
+    Outage(i64),
+    /// An operator moves the dead letters back.
+    Redrive,
+    /// Time passes until so many seconds after the end of a user's period.
+    UntilPeriodEnds(usize, i64),
+    /// Nothing.
+    Wait,
+}
+
+/// What happens to a subscription.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Life {
+    /// The user subscribes.
+    Subscribe(&'static str),
+    /// A payment fails.
+    Fail,
+    /// The overdue invoice is paid.
+    Pay,
+    /// The plan changes in the middle of a period.
+    Switch(&'static str),
+    /// It is cancelled, at once or at the period's end.
+    Cancel(bool),
+}
+
+/// One step of a story.
+#[derive(Debug, Clone)]
+pub struct Step {
+    /// Its number in the whole story, also when others are left out.
+    pub id: usize,
+    /// What happens.
+    pub act: Act,
+    /// How much time passes before the next step, in milliseconds. What was begun goes on meanwhile.
+    pub then_ms: u64,
+    /// What goes wrong in the invocation.
+    pub weather: Weather,
+}
+
+impl fmt::Display for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}. {:?}, then {} ms", self.id, self.act, self.then_ms)?;
+        if self.weather.permille > 0 { write!(f, " ({} of 1000 calls go wrong)", self.weather.permille) } else { Ok(()) }
+    }
+}
+
+/// A story.
+#[derive(Debug, Clone)]
+pub struct Story {
+    /// What it was made of.
+    pub seed: u64,
+    /// When it begins, in milliseconds since 1970.
+    pub begins_ms: i64,
+    /// How many of [`USERS`] there are.
+    pub users: usize,
+    /// The length of a billing period.
+    pub period_secs: i64,
+    /// Whether the price list has a free tier.
+    pub has_free_tier: bool,
+    /// How long Stripe knows an identifier again. It promises a day, so it is not a second more.
+    pub identifiers_known_secs: i64,
+    /// What happens.
+    pub steps: Vec<Step>,
+}
+
+impl Story {
+    /// The story of a seed.
+    #[must_use]
+    pub fn of(seed: u64) -> Self {
+        let mut chance = Rng::with_seed(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ 0x5151);
+        let users = chance.usize(1..=USERS.len());
+        // Some moment of 22 November 2026.
+        let begins_ms = 1_795_305_600_000 + chance.i64(0..86_400_000);
+        let period_secs = 86_400 * [1, 1, 2, 7][chance.usize(..4)];
+        let has_free_tier = chance.u8(..4) > 0;
+        let lives = chance.bool();
+        let steps = (0..chance.usize(24..56)).map(|id| step(id, users, lives, &mut chance)).collect();
+        Self { seed, begins_ms, users, period_secs, has_free_tier, identifiers_known_secs: 86_400, steps }
+    }
+
+    /// The same without some of its steps.
+    #[must_use]
+    pub(crate) fn without(&self, ids: &BTreeSet<usize>) -> Self {
+        let mut story = self.clone();
+        story.steps.retain(|step| !ids.contains(&step.id));
+        story
+    }
+}
+
+fn step(id: usize, users: usize, lives: bool, chance: &mut Rng) -> Step {
+    let user = chance.usize(..users);
+    let act = match chance.u8(..100) {
+        0..28 => Act::Send(user, (0..chance.usize(1..4)).map(|_| message(chance)).collect()),
+        28..52 => Act::Count(chance.usize(1..10)),
+        52..68 => Act::Report([0, 0, 0, 30, 280][chance.usize(..5)]),
+        68..76 => Act::Sync(chance.usize(1..6)),
+        76..84 if lives && chance.u8(..8) > 0 => Act::Life(user, life(chance)),
+        76..78 => Act::Sweep,
+        84..86 => Act::Outage([60, 3_600, 80_000, 200_000][chance.usize(..4)]),
+        86..88 => Act::Redrive,
+        88..93 => Act::UntilPeriodEnds(user, [-30, -1, 1, 90, 3_000, 3_320, 3_590, 3_700][chance.usize(..8)]),
+        _ => Act::Wait,
+    };
+    let then_ms = match (&act, chance.u8(..100)) {
+        (Act::Wait, 0..60) => chance.u64(60_000..7_200_000),
+        (Act::Wait, 60..90) => chance.u64(7_200_000..90_000_000),
+        (Act::Wait, _) => chance.u64(90_000_000..400_000_000),
+        (_, 0..60) => chance.u64(0..400),
+        (_, 60..90) => chance.u64(400..20_000),
+        (_, _) => chance.u64(20_000..900_000),
+    };
+    let permille = [0, 20, 20, 80, 80, 250][chance.usize(..6)];
+    Step { id, act, then_ms, weather: Weather { seed: chance.u64(..), permille, muted: BTreeSet::new() } }
+}
+
+fn message(chance: &mut Rng) -> Vec<Use> {
+    (0..chance.usize(1..5))
+        .map(|_| Use {
+            request: chance.u8(..REQUESTS),
+            success: chance.u8(..10) > 0,
+            differs: chance.u8(..20) == 0,
+            age_secs: match chance.u8(..100) {
+                0..70 => chance.i64(0..60),
+                70..85 => chance.i64(60..72_000),
+                85..92 => chance.i64(72_000..800_000),
+                92..95 => chance.i64(-250..0),
+                95..98 => chance.i64(-1_200..-290),
+                _ => chance.i64(3_023_900..3_200_000),
+            },
+        })
+        .collect()
+}
+
+fn life(chance: &mut Rng) -> Life {
+    match chance.u8(..10) {
+        0..2 => Life::Subscribe(["pro", "team"][chance.usize(..2)]),
+        2..4 => Life::Fail,
+        4..6 => Life::Pay,
+        6..8 => Life::Switch(["pro", "team"][chance.usize(..2)]),
+        _ => Life::Cancel(chance.bool()),
+    }
+}

@@ -1,0 +1,504 @@
+//! A world: it plays a story, lets everything come to rest, and has every step checked.
+
+use std::{
+    cell::Cell,
+    collections::{BTreeMap, BTreeSet},
+    rc::Rc,
+    time::Duration,
+};
+
+use aws_lambda_events::sqs::{SqsBatchResponse, SqsEvent};
+use aws_sdk_dynamodb::Client;
+use fastrand::Rng;
+use reporter::{Invocation, Reporter, Settings};
+use serde_json::json;
+use sweeper::Sweeper;
+use sync::Sync;
+use tokentill::{
+    config::StripeMode,
+    domain::{
+        access::standing,
+        hint::{HINT_VERSION, Hint},
+        id::{CustomerId, EventId, InvoiceId, UserId},
+        price_list::PriceList,
+        time::EpochSecs,
+    },
+    dynamodb::Store,
+    ports::{Accounts, Clock, ReporterMemory, ReporterState},
+};
+use tokio::{
+    runtime::Builder,
+    task::{JoinHandle, LocalSet, spawn_local},
+    time::sleep,
+};
+use usage::Usage;
+
+use crate::{
+    engine::{Engine, template},
+    hub::{Hub, SimClock, Struck, Weather},
+    model::{Model, Sent},
+    queue::Queue,
+    story::{Act, Life, Step, Story, USERS},
+    stripe::{Customer, Event, FINAL_AFTER_SECS, Stripe},
+};
+
+/// What a story came to.
+#[derive(Debug, Clone)]
+pub struct Outcome {
+    /// What did not hold, if anything; it begins with the guarantee's name.
+    pub violation: Option<String>,
+    /// The trace's hash: the same for the same story, and another one for another order of events.
+    pub hash: u64,
+    /// The trace, if it was kept.
+    pub trace: Vec<String>,
+    /// How many calls left the functions.
+    pub calls: u64,
+    /// What was done to the functions, by kind.
+    pub injected: BTreeMap<&'static str, u64>,
+    /// Which calls of which step something happened to.
+    pub struck: BTreeMap<usize, Vec<usize>>,
+}
+
+/// Plays a story. Nothing but the story decides what happens.
+#[must_use]
+pub fn play(story: &Story, keeps_trace: bool) -> Outcome {
+    let runtime = Builder::new_current_thread().enable_time().start_paused(true).build().expect("a runtime starts");
+    // The functions' own chance (backoff, shards) and the SDK's jitter.
+    fastrand::seed(story.seed);
+    let local = LocalSet::new();
+    local.block_on(&runtime, async {
+        let mut world = World::start(story, keeps_trace).await;
+        let violation = world.play(story).await.err();
+        if let Some(violation) = &violation {
+            world.hub.note(violation);
+        }
+        let (hash, trace, calls) = world.hub.trace();
+        let struck = world.struck.iter().map(|(step, struck)| (*step, struck.0.borrow().clone())).collect();
+        Outcome { violation, hash, trace, calls, injected: world.hub.injected(), struck }
+    })
+}
+
+struct World {
+    hub: Hub,
+    engine: Engine,
+    client: Client,
+    stripe: Stripe,
+    usage_queue: Queue,
+    changes: Queue,
+    prices: PriceList,
+    period_secs: i64,
+    model: Model,
+    running: Vec<JoinHandle<()>>,
+    struck: BTreeMap<usize, Struck>,
+    identifiers: Rc<Cell<u64>>,
+    invocations: u64,
+}
+
+type Checked = Result<(), String>;
+
+fn prices(has_free_tier: bool) -> PriceList {
+    let shipped = include_str!("../../../shared/price-list.toml").replace("\"month\"", "\"day\"");
+    let (head, plans) = shipped.split_once("[[plans]]").expect("the shipped list has plans");
+    let (free, pro) = plans.split_once("[[plans]]").expect("the shipped list has two plans");
+    let team = pro.replace("pro_", "team_").replace("\"pro\"", "\"team\"");
+    // The other plan bills one meter less.
+    let (team, _) = team.rsplit_once("[[plans.prices]]").expect("a plan has prices");
+    let free = if has_free_tier { format!("[[plans]]{free}") } else { String::new() };
+    PriceList::parse(&format!("{head}{free}[[plans]]{pro}\n[[plans]]{team}")).expect("the list is good")
+}
+
+impl World {
+    async fn start(story: &Story, keeps_trace: bool) -> Self {
+        let hub = Hub::new(story.begins_ms, keeps_trace);
+        let (engine, client) = Engine::start(&hub).await;
+        let mut world = Self {
+            stripe: Stripe::new(&hub, story.seed, story.identifiers_known_secs),
+            usage_queue: Queue::new(&hub, "usage", false, 420, 5),
+            changes: Queue::new(&hub, "changes", true, 360, 1_000),
+            prices: prices(story.has_free_tier),
+            period_secs: story.period_secs,
+            model: Model::default(),
+            running: Vec::new(),
+            struck: BTreeMap::new(),
+            identifiers: Rc::default(),
+            invocations: 0,
+            hub,
+            engine,
+            client,
+        };
+        // The reporter has run before: its first look would go back 36 days.
+        let memory = ReporterMemory {
+            settled_through: Some(EpochSecs::from_ms(story.begins_ms).hour().plus_secs(-7_200)),
+            ..ReporterMemory::default()
+        };
+        world.store("reporter").remember(&memory).await.expect("nothing goes wrong yet");
+        for (index, user) in USERS.iter().enumerate().take(story.users) {
+            // The last of several users is a stranger to begin with.
+            if index == 0 || index + 1 < story.users {
+                for event in world.stripe.subscribe(user, "pro", story.period_secs) {
+                    world.deliver(&event);
+                }
+            }
+        }
+        for _ in 0..2 {
+            world.sync(10, Weather::calm(), None);
+            sleep(Duration::from_secs(10)).await;
+        }
+        world
+    }
+
+    fn store(&self, function: &str) -> Store {
+        Store::new(self.client.clone(), template().tables_of(function))
+    }
+
+    async fn play(&mut self, story: &Story) -> Checked {
+        for step in &story.steps {
+            self.hub.note(&step.to_string());
+            self.act(step).await;
+            sleep(Duration::from_millis(step.then_ms)).await;
+            self.model.check(&self.engine, &self.stripe)?;
+        }
+        self.rest().await
+    }
+
+    async fn act(&mut self, step: &Step) {
+        let weather = step.weather.clone();
+        match &step.act {
+            Act::Send(user, messages) => {
+                for (place, uses) in messages.iter().enumerate() {
+                    let message = format!("m{}-{place}", step.id);
+                    let now = self.hub.now_secs();
+                    let mut events = Vec::new();
+                    for used in uses {
+                        let (tokens_in, tokens_out) = used.tokens();
+                        events.push(json!({
+                            "request_id": used.request_id(), "user_id": USERS[*user], "endpoint": "/v1/x", "tokens_in": tokens_in,
+                            "tokens_out": tokens_out, "success": used.success, "timestamp": now - used.age_secs,
+                        }));
+                        self.model.sent.push(Sent {
+                            user: USERS[*user],
+                            request: used.request_id(),
+                            success: used.success,
+                            tokens: (i64::try_from(tokens_in).expect("few"), i64::try_from(tokens_out).expect("few")),
+                            at: now - used.age_secs,
+                            sent_at: now,
+                        });
+                    }
+                    self.usage_queue.put(Some(message), json!({"events": events}).to_string(), None, None, 0);
+                }
+            }
+            Act::Count(most) => self.count(*most, weather, Some(step.id)),
+            Act::Report(late_secs) => self.report(*late_secs, weather, Some(step.id)),
+            Act::Sync(most) => self.sync(*most, weather, Some(step.id)),
+            Act::Sweep => self.sweep(weather, Some(step.id)),
+            Act::Life(user, life) => {
+                let user = USERS[*user];
+                let events = match life {
+                    Life::Subscribe(plan) => self.stripe.subscribe(user, plan, self.period_secs),
+                    Life::Fail => self.stripe.fail(user),
+                    Life::Pay => self.stripe.pay(user),
+                    Life::Switch(plan) => self.stripe.switch(user, plan),
+                    Life::Cancel(at_once) => self.stripe.cancel(user, *at_once),
+                };
+                let mut chance = Rng::with_seed(step.weather.seed);
+                for event in events {
+                    self.deliver_by_chance(&event, &mut chance);
+                }
+            }
+            Act::Outage(secs) => self.stripe.go_down(*secs),
+            Act::Redrive => {
+                self.usage_queue.redrive();
+                self.changes.redrive();
+            }
+            Act::UntilPeriodEnds(user, secs) => {
+                let now = self.hub.now_secs();
+                let customers = self.stripe.customers();
+                let of_user = customers.iter().find(|customer| customer.user == USERS[*user]);
+                if let Some(subscription) = of_user.and_then(|customer| customer.subscriptions.last()) {
+                    let until = subscription.period(now).1 + secs;
+                    sleep(Duration::from_secs(u64::try_from(until - now).unwrap_or(0))).await;
+                }
+            }
+            Act::Wait => {}
+        }
+    }
+
+    fn name(&mut self, function: &str) -> String {
+        self.invocations += 1;
+        format!("{function}-{}", self.invocations)
+    }
+
+    fn struck(&mut self, step: Option<usize>) -> Option<Struck> {
+        step.map(|step| self.struck.entry(step).or_default().clone())
+    }
+
+    fn clock(&self, chance: &mut Rng) -> SimClock {
+        SimClock { hub: self.hub.clone(), skew_ms: chance.i64(-900..900) }
+    }
+
+    fn count(&mut self, most: usize, weather: Weather, step: Option<usize>) {
+        let mut chance = Rng::with_seed(weather.seed);
+        let clock = self.clock(&mut chance);
+        let event = self.usage_queue.receive(most, &mut chance, weather.permille > 0);
+        let store = self.store("usage");
+        let usage = Usage {
+            accounts: store.clone(),
+            ledger: store.clone(),
+            quarantine: store,
+            prices: self.prices.clone(),
+            retention_days: 400,
+            clock,
+        };
+        let name = self.name("usage");
+        let handle = async move |event: SqsEvent, name: String| {
+            let stop_at_ms = usage.clock.now_ms() + 48_000;
+            usage.handle(event, &name, stop_at_ms).await.expect("every message has an id")
+        };
+        self.invoke(name, event, self.usage_queue.clone(), weather, step, handle);
+    }
+
+    fn sync(&mut self, most: usize, weather: Weather, step: Option<usize>) {
+        let mut chance = Rng::with_seed(weather.seed);
+        let clock = self.clock(&mut chance);
+        let event = self.changes.receive(most, &mut chance, false);
+        let store = self.store("sync");
+        let sync = Sync {
+            stripe: self.stripe.clone(),
+            accounts: store.clone(),
+            queue: self.changes.clone(),
+            recounts: self.usage_queue.clone(),
+            quarantine: store.clone(),
+            meter_errors: store,
+            prices: self.prices.clone(),
+            mode: StripeMode::Test,
+            clock,
+        };
+        let name = self.name("sync");
+        let handle = async move |event: SqsEvent, _| {
+            let stop_at_ms = sync.clock.now_ms() + 48_000;
+            sync.handle(event, stop_at_ms).await.expect("every message has an id")
+        };
+        self.invoke(name, event, self.changes.clone(), weather, step, handle);
+    }
+
+    /// Has a function handle a batch, and takes out of the queue what it need not see again.
+    fn invoke<H: AsyncFnOnce(SqsEvent, String) -> SqsBatchResponse + 'static>(
+        &mut self,
+        name: String,
+        event: SqsEvent,
+        queue: Queue,
+        weather: Weather,
+        step: Option<usize>,
+        handle: H,
+    ) {
+        if event.records.is_empty() {
+            return;
+        }
+        let (hub, struck) = (self.hub.clone(), self.struck(step));
+        self.running.push(spawn_local(async move {
+            let mut ids: BTreeSet<String> = event.records.iter().filter_map(|record| record.message_id.clone()).collect();
+            hub.note(&format!("{name} is given {ids:?}"));
+            let work = Box::pin(handle(event, name.clone()));
+            let Some(answer) = hub.invoke(name, &weather, 60, struck.as_ref(), work).await else { return };
+            for failure in &answer.batch_item_failures {
+                ids.remove(&failure.item_identifier);
+            }
+            let mut chance = Rng::with_seed(weather.seed ^ 1);
+            if chance.u32(..2_000) < weather.permille {
+                hub.count("delete lost");
+                return;
+            }
+            queue.delete(&ids);
+        }));
+    }
+
+    fn report(&mut self, late_secs: i64, weather: Weather, step: Option<usize>) {
+        let mut chance = Rng::with_seed(weather.seed);
+        let store = self.store("reporter");
+        let (identifiers, seed) = (self.identifiers.clone(), weather.seed);
+        let reporter = Reporter {
+            books: store.clone(),
+            accounts: store.clone(),
+            meters: self.stripe.clone(),
+            quarantine: store,
+            clock: self.clock(&mut chance),
+            prices: self.prices.clone(),
+            identifiers: move || {
+                identifiers.set(identifiers.get() + 1);
+                format!("{seed:016x}-{}", identifiers.get())
+            },
+            settings: Settings { interval_secs: 900, final_after_secs: FINAL_AFTER_SECS, calls_per_sec: 20 },
+        };
+        let (name, hub, struck) = (self.name("reporter"), self.hub.clone(), self.struck(step));
+        let now = EpochSecs::new(self.hub.now_secs() - late_secs);
+        self.running.push(spawn_local(async move {
+            let invocation = Invocation { id: name.clone(), stop_at_ms: reporter.clock.now_ms() + 240_000 };
+            let work = Box::pin(reporter.run(now, None, &invocation));
+            let run = hub.invoke(name.clone(), &weather, 300, struck.as_ref(), work).await;
+            if let Some(run) = run {
+                // Errors may hold the SDK's own words, but nothing that differs between two runs.
+                hub.note(&format!("{name}: {run:?}"));
+            }
+        }));
+    }
+
+    fn sweep(&mut self, weather: Weather, step: Option<usize>) {
+        let mut chance = Rng::with_seed(weather.seed);
+        let sweeper =
+            Sweeper { accounts: self.store("sweeper"), clock: self.clock(&mut chance), prices: self.prices.clone() };
+        let (name, hub, struck) = (self.name("sweeper"), self.hub.clone(), self.struck(step));
+        let now = EpochSecs::new(self.hub.now_secs());
+        self.running.push(spawn_local(async move {
+            let run = hub.invoke(name.clone(), &weather, 120, struck.as_ref(), Box::pin(sweeper.run(now))).await;
+            if let Some(run) = run {
+                hub.note(&format!("{name}: {run:?}"));
+            }
+        }));
+    }
+
+    /// A webhook comes, and its hint is queued.
+    fn deliver(&mut self, event: &Event) {
+        self.model.delivered.push((event.clone(), self.hub.now_secs()));
+        put_hint(&self.changes, event, false);
+    }
+
+    /// Stripe delivers an event: never, once, or more often; at once, or up to three days later.
+    fn deliver_by_chance(&mut self, event: &Event, chance: &mut Rng) {
+        let times = [0, 1, 1, 1, 1, 2, 3][chance.usize(..7)];
+        if times == 0 {
+            self.hub.count("event never delivered");
+        }
+        for _ in 0..times {
+            let late = match chance.u8(..10) {
+                0..5 => chance.u64(..2),
+                5..8 => chance.u64(..120),
+                _ => chance.u64(..200_000),
+            };
+            let (changes, event) = (self.changes.clone(), event.clone());
+            self.model.delivered.push((event.clone(), self.hub.now_secs() + i64::try_from(late).expect("soon")));
+            self.running.push(spawn_local(async move {
+                sleep(Duration::from_secs(late)).await;
+                put_hint(&changes, &event, false);
+            }));
+        }
+    }
+
+    /// Nothing goes wrong any more, and everything comes to its end. Then everything must be accounted for.
+    async fn rest(&mut self) -> Checked {
+        self.hub.note("everything comes to rest");
+        self.stripe.come_back();
+        for running in std::mem::take(&mut self.running) {
+            running.await.map_err(|panicked| format!("panic: {panicked}"))?;
+        }
+        self.model.check(&self.engine, &self.stripe)?;
+        // What Stripe never delivered is found by the comparison with its customers: here by an operator's replay.
+        for customer in self.stripe.customers() {
+            let created = self.hub.now_secs();
+            let event = Event {
+                id: format!("replay-{}", customer.id),
+                kind: "customer.updated",
+                created,
+                customer: customer.id.clone(),
+                invoice: None,
+            };
+            put_hint(&self.changes, &event, true);
+        }
+        for round in 0..60 {
+            self.usage_queue.redrive();
+            self.changes.redrive();
+            if self.usage_queue.is_empty() && self.changes.is_empty() {
+                break;
+            }
+            if round == 59 {
+                let left = [self.usage_queue.left(), self.changes.left()].concat();
+                return Err(format!("G4: messages never come to an end: {left:?}"));
+            }
+            self.sync(10, Weather::calm(), None);
+            self.come_to_an_end().await?;
+            self.count(10, Weather::calm(), None);
+            self.come_to_an_end().await?;
+            sleep(Duration::from_secs(100)).await;
+        }
+        self.model.check(&self.engine, &self.stripe)?;
+        self.model.check_events_at_rest(&self.engine, self.hub.now_secs())?;
+        self.model.check_accounts_at_rest(&self.engine, &self.stripe, self.hub.now_secs())?;
+        self.check_access_at_rest().await?;
+        let mut unsettled = String::new();
+        for wait_secs in [60, 960, 4_000, 78_000, 4_000, 90_000, 4_000, 4_000, 90_000, 4_000] {
+            sleep(Duration::from_secs(wait_secs)).await;
+            self.report(0, Weather::calm(), None);
+            self.come_to_an_end().await?;
+            self.model.check(&self.engine, &self.stripe)?;
+            match self.model.check_money_at_rest(&self.engine, &self.stripe) {
+                Ok(()) => return Ok(()),
+                Err(what) => unsettled = what,
+            }
+        }
+        Err(unsettled)
+    }
+
+    /// G7: what the access function makes of an account, at this moment and around the end of grace, is what a few plain rules say.
+    async fn check_access_at_rest(&self) -> Checked {
+        let accounts = self.store("access");
+        let now = self.hub.now_secs();
+        for customer in self.stripe.customers() {
+            let user = UserId::new(&*customer.user).expect("an id");
+            let account = accounts.account(&user).await.map_err(|error| format!("G7: {error}"))?;
+            let since = self.model.grace_since(&self.engine, &customer);
+            let deadline = since.map(|since| since + GRACE_SECS);
+            let moments = [Some(now), deadline.map(|deadline| deadline - 1), deadline, deadline.map(|deadline| deadline + 90_000)];
+            for at in moments.into_iter().flatten().filter(|at| *at >= now) {
+                let shown = standing(account.as_ref(), &self.prices, EpochSecs::new(at));
+                let shown = (serde_json::to_value(shown.state).expect("a state is text"), shown.access_until.map(EpochSecs::as_secs));
+                let expected = expected_state(&customer, since, self.prices.free_plan().is_some(), at);
+                if shown.0 != expected.0 || expected.1.is_some_and(|until| shown.1 != Some(until)) {
+                    return Err(format!("G7: at {at} {user} is {shown:?}, not {expected:?}; at Stripe {customer:?}"));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn come_to_an_end(&mut self) -> Checked {
+        for running in std::mem::take(&mut self.running) {
+            running.await.map_err(|panicked| format!("panic: {panicked}"))?;
+        }
+        Ok(())
+    }
+}
+
+/// Seven days.
+const GRACE_SECS: i64 = 604_800;
+
+/// The state that a user has, and until when, by the contract's table in a few plain rules.
+fn expected_state(customer: &Customer, since: Option<i64>, has_free_tier: bool, at: i64) -> (&'static str, Option<i64>) {
+    let ended = if has_free_tier { "free" } else { "ended" };
+    let Some(last) = customer.subscriptions.last() else { return (if has_free_tier { "free" } else { "none" }, None) };
+    let in_grace = |since: i64| if at < since + GRACE_SECS { ("grace", Some(since + GRACE_SECS)) } else { ("ended", None) };
+    if let Some(since) = since {
+        return in_grace(since);
+    }
+    let is_over = last.ended.or(last.cancel_at).is_some_and(|end| end <= at);
+    let paid_until = last.late_payments.iter().map(|(_, until)| *until).max().filter(|until| at < *until);
+    match (is_over, paid_until) {
+        (false, _) => ("active", last.cancel_at),
+        (true, Some(until)) => ("active", Some(until)),
+        (true, None) => (ended, None),
+    }
+}
+
+fn put_hint(changes: &Queue, event: &Event, replay: bool) {
+    let hint = Hint {
+        v: HINT_VERSION,
+        event_id: EventId::new(&*event.id).expect("an id"),
+        kind: event.kind.to_owned(),
+        created: EpochSecs::new(event.created),
+        object_id: event.invoice.clone().unwrap_or_else(|| event.customer.clone()),
+        customer: Some(CustomerId::new(&*event.customer).expect("an id")),
+        invoice: event.invoice.as_deref().map(|id| InvoiceId::new(id).expect("an id")),
+        livemode: false,
+        replay,
+    };
+    let group = hint.group().to_owned();
+    changes.put(None, json!(hint).to_string(), Some(group), Some(&event.id), 0);
+}
