@@ -39,12 +39,25 @@ use crate::hub::{Carried, Fault, Hub};
 const INDEX_LAGS_MS: i64 = 5_000;
 
 const READS: [Fault; 8] = [
-    Fault::LoseRequest, Fault::LoseReply, Fault::Slow, Fault::Throttle, Fault::Fail, Fault::CrashBefore, Fault::CrashAfter,
+    Fault::LoseRequest,
+    Fault::LoseReply,
+    Fault::Slow,
+    Fault::Throttle,
+    Fault::Fail,
+    Fault::CrashBefore,
+    Fault::CrashAfter,
     Fault::Stale,
 ];
 const WRITES: [Fault; 9] = [
-    Fault::LoseRequest, Fault::LoseReply, Fault::LoseReply, Fault::Slow, Fault::Throttle, Fault::Conflict, Fault::FailAfter,
-    Fault::CrashBefore, Fault::CrashAfter,
+    Fault::LoseRequest,
+    Fault::LoseReply,
+    Fault::LoseReply,
+    Fault::Slow,
+    Fault::Throttle,
+    Fault::Conflict,
+    Fault::FailAfter,
+    Fault::CrashBefore,
+    Fault::CrashAfter,
 ];
 
 thread_local! {
@@ -214,9 +227,9 @@ impl HttpConnector for Wire {
         let engine = HERE.with_borrow(Clone::clone).expect("a world has an engine");
         let operations = if operation == "TransactWriteItems" { count_operations(&body) } else { 0 };
         let name = operation.clone();
-        let carried = self.0.carry(&operation, if is_write { &WRITES } else { &READS }, move |is_stale| {
-            engine.answer(&name, &body, is_stale)
-        });
+        let carried = self
+            .0
+            .carry(&operation, if is_write { &WRITES } else { &READS }, move |is_stale| engine.answer(&name, &body, is_stale));
         HttpConnectorFuture::new(async move {
             let (status, body) = match carried.await {
                 Carried::Answer(answer) => answer,

@@ -107,6 +107,8 @@ struct Invocation {
     muted: BTreeSet<usize>,
     struck: Vec<usize>,
     crashed: bool,
+    /// It stands still until then: frozen, or without a processor.
+    frozen_until: Option<Instant>,
 }
 
 /// How an invocation is going to be disturbed.
@@ -156,6 +158,7 @@ impl Hub {
             muted: BTreeSet::new(),
             struck: Vec::new(),
             crashed: false,
+            frozen_until: None,
         };
         Self(Arc::new(Mutex::new(State {
             began: Instant::now(),
@@ -235,12 +238,20 @@ impl Hub {
                 muted: weather.muted.clone(),
                 struck: Vec::new(),
                 crashed: false,
+                frozen_until: None,
             });
             state.invocations.len() - 1
         };
         self.note(&format!("{name} begins"));
         let mut work = pin!(work);
+        let mut thaw = pin!(sleep(Duration::ZERO));
         let scoped = poll_fn(|context| {
+            let frozen_until = self.state().invocations[id].frozen_until;
+            if let Some(until) = frozen_until.filter(|until| Instant::now() < *until) {
+                thaw.as_mut().reset(until);
+                let _ = thaw.as_mut().poll(context);
+                return Poll::Pending;
+            }
             let polled = {
                 let _here = Here(CURRENT.replace(id));
                 work.as_mut().poll(context)
@@ -281,18 +292,28 @@ impl Hub {
             let (mut there_ms, back_ms) = (quick(&mut invocation.chance), quick(&mut invocation.chance));
             let slow_ms = invocation.chance.u64(500..9_000);
             let at_once = invocation.chance.bool();
+            let freezes = invocation.chance.u32(..15_000) < invocation.permille;
+            let frozen_secs = invocation.chance.u64(5..90);
             let fault = (strikes && !invocation.muted.contains(&call)).then(|| repertoire.get(which).copied()).flatten();
             if fault == Some(Fault::Slow) {
                 there_ms = slow_ms;
             }
-            if fault.is_some() {
+            let freezes = freezes && !invocation.muted.contains(&call);
+            if freezes {
+                invocation.frozen_until = Instant::now().checked_add(Duration::from_secs(frozen_secs));
+            }
+            if fault.is_some() || freezes {
                 invocation.struck.push(call);
             }
+            let still = if freezes { format!("; {} stands still for {frozen_secs} s", invocation.name) } else { String::new() };
             let line = format!("{} {site} #{call}{}", invocation.name, fault.map_or("", |_| ": "));
+            if freezes {
+                *state.injected.entry("stands still").or_default() += 1;
+            }
             if let Some(fault) = fault {
                 *state.injected.entry(fault.name()).or_default() += 1;
             }
-            let line = line + fault.map_or("", Fault::name);
+            let line = line + fault.map_or("", Fault::name) + &still;
             (Turn { fault, there_ms, back_ms, at_once }, line)
         };
         self.note(&line);
@@ -316,10 +337,8 @@ impl Hub {
         let (tell, told) = oneshot::channel();
         let Turn { fault, there_ms, back_ms, at_once } = turn;
         let ms = Duration::from_millis;
-        let arrives = !matches!(
-            fault,
-            Some(Fault::LoseRequest | Fault::Throttle | Fault::Conflict | Fault::Fail | Fault::CrashBefore)
-        );
+        let arrives =
+            !matches!(fault, Some(Fault::LoseRequest | Fault::Throttle | Fault::Conflict | Fault::Fail | Fault::CrashBefore));
         if arrives {
             // A task of its own: the request is on its way, whatever becomes of who sent it.
             tokio::task::spawn_local(async move {

@@ -107,7 +107,8 @@ pub fn told(seed: u64) -> String {
         if short.has_free_tier { "a" } else { "no" }
     );
     // A call that nothing happened to is in the hash, and of no interest to a person.
-    let is_told = |line: &&String| !line.rsplit_once(" #").is_some_and(|(_, call)| call.bytes().all(|byte| byte.is_ascii_digit()));
+    let is_told =
+        |line: &&String| !line.rsplit_once(" #").is_some_and(|(_, call)| call.bytes().all(|byte| byte.is_ascii_digit()));
     for line in outcome.trace.iter().filter(is_told) {
         let _ = writeln!(text, "  {line}");
     }

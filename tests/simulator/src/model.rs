@@ -125,13 +125,17 @@ impl Model {
             });
             holds(was_sent, || format!("G9: nobody reported {row:?}"))?;
             if row.success {
-                holds(requests.insert((row.user.clone(), row.request.clone())), || format!("G3: two rows of one request: {row:?}"))?;
+                holds(requests.insert((row.user.clone(), row.request.clone())), || {
+                    format!("G3: two rows of one request: {row:?}")
+                })?;
             }
             let (tokens_in, tokens_out) = row.tokens;
-            let expected = |meter: &str| [("requests", 1), ("tokens_in", tokens_in), ("tokens_out", tokens_out)]
-                .iter()
-                .find(|(name, _)| *name == meter)
-                .map(|(_, quantity)| *quantity);
+            let expected = |meter: &str| {
+                [("requests", 1), ("tokens_in", tokens_in), ("tokens_out", tokens_out)]
+                    .iter()
+                    .find(|(name, _)| *name == meter)
+                    .map(|(_, quantity)| *quantity)
+            };
             let is_right = row.counted.iter().all(|(meter, quantity)| expected(meter) == Some(*quantity));
             holds(is_right, || format!("G3: counted something else than was used: {row:?}"))?;
             let is_counted = row.verdict == "counted";
@@ -200,7 +204,8 @@ impl Model {
         for user in users {
             let customer = customer_of(user);
             let of_user: Vec<_> = taken.iter().filter(|taken| taken.report.customer.as_str() == customer).collect();
-            let starts: BTreeSet<i64> = self.rows.values().filter(|row| row.user == user).filter_map(Row::segment_start).collect();
+            let starts: BTreeSet<i64> =
+                self.rows.values().filter(|row| row.user == user).filter_map(Row::segment_start).collect();
             for meter in METERS {
                 for before in starts.iter().copied().chain([i64::MAX]) {
                     let of_meter = of_user.iter().filter(|taken| taken.report.event_name == meter);
@@ -208,7 +213,9 @@ impl Model {
                     let reported: i64 = in_time.map(|taken| i64::try_from(taken.report.quantity).unwrap_or(i64::MAX)).sum();
                     let counted = self.billed_before(user, meter, before);
                     holds(reported <= counted, || {
-                        format!("G3: Stripe has {reported} {meter} of {user} in periods before {before}, and {counted} were counted")
+                        format!(
+                            "G3: Stripe has {reported} {meter} of {user} in periods before {before}, and {counted} were counted"
+                        )
                     })?;
                 }
             }
@@ -275,7 +282,9 @@ impl Model {
                 };
                 is_it && is_true
             });
-            holds(is_kept, || format!("G5: neither in the ledger nor in the quarantine: {sent:?}; of its request: {of_request:?}"))?;
+            holds(is_kept, || {
+                format!("G5: neither in the ledger nor in the quarantine: {sent:?}; of its request: {of_request:?}")
+            })?;
         }
         Ok(())
     }
@@ -361,7 +370,9 @@ impl Model {
                 _ => None,
             };
             match &last.overdue {
-                None => holds(overdue.is_empty(), || format!("G2: {} is overdue, and Stripe knows of nothing: {overdue:?}", customer.user))?,
+                None => holds(overdue.is_empty(), || {
+                    format!("G2: {} is overdue, and Stripe knows of nothing: {overdue:?}", customer.user)
+                })?,
                 Some((invoice, created, failures)) => {
                     let Some(since) = since(invoice) else {
                         return Err(format!("G2: {} is not overdue, and at Stripe {last:?}", customer.user));

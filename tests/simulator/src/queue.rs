@@ -16,9 +16,8 @@ use tokentill::{
 
 use crate::hub::{Carried, Fault, Hub};
 
-const SENDS: [Fault; 7] = [
-    Fault::LoseRequest, Fault::LoseReply, Fault::LoseReply, Fault::Throttle, Fault::Fail, Fault::CrashBefore, Fault::CrashAfter,
-];
+const SENDS: [Fault; 7] =
+    [Fault::LoseRequest, Fault::LoseReply, Fault::LoseReply, Fault::Throttle, Fault::Fail, Fault::CrashBefore, Fault::CrashAfter];
 /// Within this time a FIFO queue takes a deduplication id once.
 const DEDUPLICATES_MS: i64 = 300_000;
 /// How long a recount waits before it can be received, as the adapter asks for.
@@ -66,7 +65,14 @@ impl Queue {
     }
 
     /// Puts a message into the queue.
-    pub(crate) fn put(&self, id: Option<String>, body: String, group: Option<String>, deduplication_id: Option<&str>, delay_ms: i64) {
+    pub(crate) fn put(
+        &self,
+        id: Option<String>,
+        body: String,
+        group: Option<String>,
+        deduplication_id: Option<&str>,
+        delay_ms: i64,
+    ) {
         let now_ms = self.hub.now_ms();
         let mut inner = self.inner.borrow_mut();
         if let Some(id) = deduplication_id {

@@ -29,12 +29,19 @@ const DAY_SECS: i64 = 86_400;
 /// The longest its summaries lag behind.
 const SUMMARIES_LAG_SECS: u64 = 3_300;
 
-const GETS: [Fault; 7] = [
-    Fault::LoseRequest, Fault::LoseReply, Fault::Slow, Fault::Throttle, Fault::Fail, Fault::CrashBefore, Fault::CrashAfter,
-];
+const GETS: [Fault; 7] =
+    [Fault::LoseRequest, Fault::LoseReply, Fault::Slow, Fault::Throttle, Fault::Fail, Fault::CrashBefore, Fault::CrashAfter];
 const POSTS: [Fault; 10] = [
-    Fault::LoseRequest, Fault::LoseReply, Fault::LoseReply, Fault::Slow, Fault::Throttle, Fault::Conflict, Fault::Fail,
-    Fault::FailAfter, Fault::CrashBefore, Fault::CrashAfter,
+    Fault::LoseRequest,
+    Fault::LoseReply,
+    Fault::LoseReply,
+    Fault::Slow,
+    Fault::Throttle,
+    Fault::Conflict,
+    Fault::Fail,
+    Fault::FailAfter,
+    Fault::CrashBefore,
+    Fault::CrashAfter,
 ];
 
 /// A meter event that Stripe took.
@@ -176,7 +183,11 @@ impl Stripe {
             .to_vec()
     }
 
-    fn change(&self, user: &str, change: impl FnOnce(&mut Subscription, i64) -> Vec<(&'static str, Option<String>)>) -> Vec<Event> {
+    fn change(
+        &self,
+        user: &str,
+        change: impl FnOnce(&mut Subscription, i64) -> Vec<(&'static str, Option<String>)>,
+    ) -> Vec<Event> {
         let now = self.hub.now_secs();
         let mut inner = self.inner.borrow_mut();
         inner.settle(now);
@@ -469,7 +480,13 @@ impl Drop for Freed {
 }
 
 impl MeterSummaries for Stripe {
-    async fn total(&self, event_name: &str, customer: &CustomerId, from: EpochSecs, until: EpochSecs) -> Result<u64, StripeError> {
+    async fn total(
+        &self,
+        event_name: &str,
+        customer: &CustomerId,
+        from: EpochSecs,
+        until: EpochSecs,
+    ) -> Result<u64, StripeError> {
         let (event_name, customer) = (event_name.to_owned(), customer.clone());
         self.asked("GET summary", &GETS, move |inner, now| {
             let of = |taken: &&Taken| {

@@ -344,8 +344,7 @@ impl World {
 
     fn sweep(&mut self, weather: Weather, step: Option<usize>) {
         let mut chance = Rng::with_seed(weather.seed);
-        let sweeper =
-            Sweeper { accounts: self.store("sweeper"), clock: self.clock(&mut chance), prices: self.prices.clone() };
+        let sweeper = Sweeper { accounts: self.store("sweeper"), clock: self.clock(&mut chance), prices: self.prices.clone() };
         let (name, hub, struck) = (self.name("sweeper"), self.hub.clone(), self.struck(step));
         let now = EpochSecs::new(self.hub.now_secs());
         self.running.push(spawn_local(async move {
@@ -446,10 +445,12 @@ impl World {
             let account = accounts.account(&user).await.map_err(|error| format!("G7: {error}"))?;
             let since = self.model.grace_since(&self.engine, &customer);
             let deadline = since.map(|since| since + GRACE_SECS);
-            let moments = [Some(now), deadline.map(|deadline| deadline - 1), deadline, deadline.map(|deadline| deadline + 90_000)];
+            let moments =
+                [Some(now), deadline.map(|deadline| deadline - 1), deadline, deadline.map(|deadline| deadline + 90_000)];
             for at in moments.into_iter().flatten().filter(|at| *at >= now) {
                 let shown = standing(account.as_ref(), &self.prices, EpochSecs::new(at));
-                let shown = (serde_json::to_value(shown.state).expect("a state is text"), shown.access_until.map(EpochSecs::as_secs));
+                let shown =
+                    (serde_json::to_value(shown.state).expect("a state is text"), shown.access_until.map(EpochSecs::as_secs));
                 let expected = expected_state(&customer, since, self.prices.free_plan().is_some(), at);
                 if shown.0 != expected.0 || expected.1.is_some_and(|until| shown.1 != Some(until)) {
                     return Err(format!("G7: at {at} {user} is {shown:?}, not {expected:?}; at Stripe {customer:?}"));
