@@ -390,7 +390,7 @@ where
         processed: Option<Processed<'_>>,
     ) -> Result<Commit, Unavailable> {
         let at_ms = self.clock.now_ms();
-        let next_due = notice::next_due(account, &self.prices, EpochSecs::from_ms(at_ms));
+        let next_due = notice::next_due(account, &self.prices);
         self.accounts.commit(&AccountChange { account, next_due, notices, processed, at_ms }).await
     }
 

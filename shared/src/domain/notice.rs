@@ -132,11 +132,14 @@ pub struct Payment {
 /// How many days before its end a trial's end is told; at once, if it is shorter.
 const TRIAL_TOLD_DAYS: i64 = 3;
 
-/// What is due to be told of the account at the real moment `now`. The account remembers that it was told.
+/// What is due to be told of the account at the real moment `now`. The account remembers that it was told, and up to when: of an
+/// earlier moment nothing is ever told afterwards.
 ///
 /// The account's version must already be the one it will be committed under: the notices' ids are made of it.
 #[must_use]
 pub fn due(account: &mut Account, prices: &PriceList, now: EpochSecs) -> Vec<Notice> {
+    let now = account.told_at.map_or(now, |told_at| now.max(told_at));
+    account.told_at = Some(now);
     let standing = standing(Some(account), prices, now);
     let local = account.local_time(now);
     let told = account.announced.clone();
@@ -264,8 +267,12 @@ pub fn of_payment(account: &Account, customer: &CustomerId, payment: Payment, pr
 
 /// When the account is next to be looked at although Stripe says nothing: a reminder, the end of grace, three days before a trial's
 /// end, the end of the trial, of the subscription or of what was paid for late. A real moment, whatever clock the account lives by.
+///
+/// It is the first one after what was told, and not after now: a moment that passed between the two is due, and told by nobody yet.
 #[must_use]
-pub fn next_due(account: &Account, prices: &PriceList, now: EpochSecs) -> Option<EpochSecs> {
+pub fn next_due(account: &Account, prices: &PriceList) -> Option<EpochSecs> {
+    // An older version does not keep up to when it told. It told at the last fetch at least.
+    let now = account.told_at.unwrap_or(EpochSecs::from_ms(account.fetched_at_ms));
     let local = account.local_time(now);
     let standing = standing(Some(account), prices, now);
     let reminders = account
@@ -315,8 +322,10 @@ mod tests {
         notices.iter().map(|notice| notice.kind.as_str().to_owned()).collect()
     }
 
+    /// What is due next, once everything was told up to `now`.
     fn next(account: &Account, now: &str) -> String {
-        next_due(account, &PriceList::shipped().unwrap(), at(now)).map_or("-".into(), |due| due.to_string())
+        let told = Account { told_at: Some(at(now)), ..account.clone() };
+        next_due(&told, &PriceList::shipped().unwrap()).map_or("-".into(), |due| due.to_string())
     }
 
     #[test]
@@ -342,6 +351,27 @@ mod tests {
         account.subscription.as_mut().unwrap().status = Status::Active;
         account.overdue.clear();
         assert_eq!(tell(&mut account, "2026-11-29T00:00:00Z"), ["access.restored"]);
+    }
+
+    /// `sync` asks by its own clock, the sweeper by the moment of its event, and either may be the earlier one.
+    #[test]
+    fn who_asks_by_an_earlier_moment_than_before_takes_back_nothing_and_tells_nothing_twice() {
+        let mut account = subscribed("2026-11-10T00:00:00Z");
+        account.subscription.as_mut().unwrap().status = Status::PastDue;
+        account.overdue.insert(InvoiceId::new("in_1").unwrap(), Overdue { since: at("2026-11-20T12:00:00Z") });
+        assert_eq!(tell(&mut account, "2026-11-20T12:00:05Z"), ["grace.started"]);
+        assert_eq!(tell(&mut account, "2026-11-27T12:00:00Z"), ["access.ended"]);
+        assert_eq!(tell(&mut account, "2026-11-27T11:59:58Z"), Vec::<String>::new());
+        assert_eq!(next_due(&account, &PriceList::shipped().unwrap()), None);
+        assert_eq!(tell(&mut account, "2026-11-27T12:00:01Z"), Vec::<String>::new());
+        // Nor is a deadline forgotten that passed after it was told: it is due at once.
+        let mut account = subscribed("2026-11-10T00:00:00Z");
+        account.subscription.as_mut().unwrap().cancel_at = Some(at("2026-12-10T00:00:00Z"));
+        assert_eq!(tell(&mut account, "2026-12-09T23:59:59Z"), ["subscription.ending"]);
+        assert_eq!(next_due(&account, &PriceList::shipped().unwrap()), Some(at("2026-12-10T00:00:00Z")));
+        // An older version does not say up to when it told: it told at its fetch.
+        (account.told_at, account.fetched_at_ms) = (None, at("2026-12-09T00:00:00Z").as_secs() * 1000);
+        assert_eq!(next_due(&account, &PriceList::shipped().unwrap()), Some(at("2026-12-10T00:00:00Z")));
     }
 
     #[test]

@@ -419,7 +419,12 @@ mod tests {
     #[test]
     fn an_invoice_that_is_overdue_or_settled_without_our_knowing_is_found() {
         let invoice = |standing| Some(ListedInvoice { id: InvoiceId::new("in_1").unwrap(), standing });
-        assert_eq!(with(|listed| listed.invoice = invoice(InvoiceStanding::Overdue)), Some(Difference::InvoiceOverdue));
+        assert_eq!(with(|listed| listed.invoice = invoice(InvoiceStanding::Overdue)), None, "a bank has yet to answer");
+        let mut unpaid = listed();
+        (unpaid.invoice, unpaid.facts.status) = (invoice(InvoiceStanding::Overdue), Status::PastDue);
+        let mut behind = subscribed(START);
+        behind.subscription.as_mut().unwrap().status = Status::PastDue;
+        assert_eq!(found(&behind, &unpaid), Some(Difference::InvoiceOverdue));
         assert_eq!(with(|listed| listed.invoice = invoice(InvoiceStanding::Other)), None);
         assert_eq!(with(|listed| listed.invoice = invoice(InvoiceStanding::Settled)), None);
         let mut account = subscribed(START);

@@ -144,6 +144,7 @@ pub fn decide(
         clock_offset_secs,
         fetched_at_ms: fetch_began_ms,
         announced,
+        told_at: before.and_then(|account| account.told_at),
         trial_end_told: before.and_then(|account| account.trial_end_told).filter(|_| is_the_same),
         refused_claimants: before.map(|account| account.refused_claimants.clone()).unwrap_or_default(),
     };
@@ -178,6 +179,9 @@ fn keeps_user(account: &Account, claimant: &CustomerFacts) -> bool {
 
 /// The account of a user whose customer now names somebody else: without a subscription, its segments ended. Also what tells of
 /// it, and the customers whose claim may be granted now.
+///
+/// Nothing was fetched for it, so it keeps the moment of its last fetch: a hint that is cut off between this commit and the new
+/// user's comes again, and must not be skipped.
 #[must_use]
 pub fn release(prices: &PriceList, before: &Account, now_ms: i64) -> (Account, Vec<Notice>, BTreeSet<CustomerId>) {
     let now = EpochSecs::from_ms(now_ms);
@@ -188,7 +192,6 @@ pub fn release(prices: &PriceList, before: &Account, now_ms: i64) -> (Account, V
     account.overdue.clear();
     (account.paused_by, account.paid_until, account.trial_end_told) = (None, None, None);
     account.announced.ending_at = None;
-    account.fetched_at_ms = now_ms;
     if let Some(last) = account.segments.last_mut() {
         last.end = last.end.min(local_now).max(last.start);
         last.renews = None;
@@ -581,6 +584,7 @@ pub(super) mod tests {
         assert_eq!((released.version, released.subscription.clone()), (2, None));
         assert_eq!(notices.iter().map(|notice| notice.kind).collect::<Vec<_>>(), [NoticeKind::SubscriptionEnded]);
         assert_eq!((released.segments[0].end, released.segments[0].renews), (at("2026-11-20T00:00:00Z"), None));
+        assert_eq!(released.fetched_at_ms, account.fetched_at_ms, "nothing was fetched for it");
     }
 
     #[test]

@@ -147,7 +147,7 @@ pub(crate) async fn commit(world: &World, user_id: &str, facts: &CustomerFacts) 
     };
     let change = AccountChange {
         account: &account,
-        next_due: notice::next_due(&account, &world.prices, world.clock.now()),
+        next_due: notice::next_due(&account, &world.prices),
         notices: &notices,
         processed: Some(Processed { event_id: &event_id, customer: &record }),
         at_ms: world.clock.now_ms(),

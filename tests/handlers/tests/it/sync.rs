@@ -130,7 +130,7 @@ async fn the_sample_hint_provisions_the_account_with_its_mark_its_notice_and_its
         stored.push((table, bench.world.items(table).await));
     }
     expect![[r#"
-        accounts [{"announced":{"ending_at":null,"plan":"pro","reminders":0,"state":"active"},"clock_offset_secs":0,"customer_id":"cus_Ada","fetched_at_ms":1795348800000,"final_through":{},"overdue":{},"paid_until":null,"paused_by":null,"refused_claimants":[],"segments":[{"billed":["requests","tokens_in","tokens_out"],"customer":"cus_Ada","end":1796860800,"is_trial":false,"plan":"pro","renews":{"anchor":1794268800,"count":1,"interval":"month"},"start":1794268800,"subscription":"sub_Ada"}],"subscription":{"cancel_at":null,"ended_at":null,"flexible":true,"id":"sub_Ada","plan":"pro","status":"active","trial_end":null},"trial_end_told":null,"user_id":"ada","version":1}]
+        accounts [{"announced":{"ending_at":null,"plan":"pro","reminders":0,"state":"active"},"clock_offset_secs":0,"customer_id":"cus_Ada","fetched_at_ms":1795348800000,"final_through":{},"overdue":{},"paid_until":null,"paused_by":null,"refused_claimants":[],"segments":[{"billed":["requests","tokens_in","tokens_out"],"customer":"cus_Ada","end":1796860800,"is_trial":false,"plan":"pro","renews":{"anchor":1794268800,"count":1,"interval":"month"},"start":1794268800,"subscription":"sub_Ada"}],"subscription":{"cancel_at":null,"ended_at":null,"flexible":true,"id":"sub_Ada","plan":"pro","status":"active","trial_end":null},"told_at":1795348800,"trial_end_told":null,"user_id":"ada","version":1}]
         customers [{"customer_id":"cus_Ada","failures":{},"seen_at_ms":1795348800000,"seen_before_ms":0,"standing":"joined","user_id":"ada","version":1}]
         processed [{"event_id":"evt_1TWcheckout","expires_at":1798372800,"processed_at_ms":1795348800000}]
         outbox [{"access_until":null,"at":1795348800,"committed_at_ms":1795348800000,"customer_id":"cus_Ada","day":null,"expires_at":1803124800,"invoice_id":null,"kind":"account.provisioned","notice_id":"3:ada/1:1/19:account.provisioned","payment":null,"pending_shard":"11","plan":"pro","previous_plan":null,"reason":null,"state":"active","user_id":"ada"}]
@@ -177,6 +177,23 @@ async fn a_failure_that_begins_the_grace_period_earlier_is_never_skipped() {
     assert_eq!(since().await, at("2026-11-22T10:00:00Z"));
     let later = failed("evt_later", "2026-11-22T11:30:00Z");
     assert_eq!(bench.sync.hint(&later, long_ago).await, Ok(Outcome::Skipped), "it tells nothing new");
+}
+
+/// What is told is told by the moment of the fetch; what becomes due before the commit is left to the sweeper, which must find it.
+#[tokio::test]
+async fn a_deadline_that_passes_during_the_fetch_is_due_at_once() {
+    let bench = bench().await;
+    bench.world.stripe.set(overdue(ada(), "in_1", "2026-11-22T11:00:00Z"));
+    bench.hint(&failed("evt_1", "2026-11-22T11:30:00Z")).await.unwrap();
+    bench.world.clock.set("2026-11-29T11:29:59Z");
+    let clock = bench.world.clock.clone();
+    bench.world.stripe.faults.meanwhile("customer", 1, async move {
+        clock.set("2026-11-29T11:30:01Z");
+    });
+    bench.hint(&paid("evt_2")).await.unwrap();
+    assert_eq!(bench.world.clock.now(), at("2026-11-29T11:30:01Z"));
+    assert_eq!(bench.world.item("accounts").await["due_at"], at("2026-11-29T11:30:00Z").as_secs());
+    assert!(bench.notices().await.iter().all(|notice| !notice.ends_with("access.ended")));
 }
 
 #[tokio::test]
@@ -458,7 +475,7 @@ async fn every_order_of_the_same_hints_ends_in_the_same_account() {
         }
         let mut account = serde_json::to_value(bench.account().await).unwrap();
         let mut notices = bench.notices().await;
-        for counter in ["version", "fetched_at_ms"] {
+        for counter in ["version", "fetched_at_ms", "told_at"] {
             account[counter].take();
         }
         notices.iter_mut().for_each(|notice| *notice = notice.rsplit(':').next().unwrap().to_owned());
