@@ -85,6 +85,7 @@ impl Bench {
                     "version",
                     "fetched_at_ms",
                     "told_at",
+                    "unfailed",
                     "seen_at_ms",
                     "seen_before_ms",
                     "processed_at_ms",
