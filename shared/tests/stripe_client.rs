@@ -1376,7 +1376,7 @@ async fn an_invoice_stands_as_its_status_and_its_attempts_say() {
         ("draft", 1, InvoiceStanding::Other),
         ("paid", 1, InvoiceStanding::Settled),
         ("void", 0, InvoiceStanding::Settled),
-        ("uncollectible", 3, InvoiceStanding::Settled),
+        ("uncollectible", 3, InvoiceStanding::WrittenOff),
         ("from_the_future", 1, InvoiceStanding::Other),
     ] {
         let mut expanded = subscription();
