@@ -29,7 +29,7 @@ use crate::domain::{
     repair::{Endpoint, ListedSubscription},
     report::{Book, MeterReport, Tally},
     selling::{Buyer, Link, Offer, ReturnUrl},
-    sync::Failures,
+    sync::{Failures, Unfailed},
     time::{EpochSecs, UtcDay},
 };
 
@@ -235,12 +235,15 @@ pub struct CustomerRecord {
     /// When the fetch before that one began; 0 if there was none.
     #[serde(default)]
     pub seen_before_ms: i64,
-    /// Of each open invoice, whatever it is for, the earliest known failure (G2).
+    /// Of each invoice that is owed, whatever it is for, the earliest known failure (G2).
     #[serde(default)]
     pub failures: Failures,
     /// Payments that were refunded or disputed while it had no account, by their charge or dispute: told with its first commit.
     #[serde(default)]
     pub untold: BTreeMap<String, Payment>,
+    /// Which others the fetch showed as owed. An older version writes none.
+    #[serde(default)]
+    pub unfailed: Option<Unfailed>,
 }
 
 /// What became of a customer.

@@ -279,7 +279,8 @@ impl<K: KeySource, P: Parameters, C: Clock> Setup<K, P, C> {
              Customer portal; read Subscriptions, Invoices, Charges, Disputes, Prices, Meters, Events, Webhook Endpoints and, in test mode, \
              Test clocks; nothing else. Then:\n    \
              TOKENTILL_FUNCTIONS_KEY=rk_… cargo till setup --store-key --apply   (or write {stripe_key_parameter} yourself)\n\
-             - E-mails. Settings, Billing, Customer e-mails: leave those about failed payments switched on, since Tokentill sends none yet.\n\
+             - E-mails. Settings, Billing, Subscriptions and emails: with EmailFrom Tokentill writes when a payment fails, and you switch \
+             Stripe's e-mails about failed payments off, so that nobody is told twice. Without EmailFrom it writes none: leave them on.\n\
              The signing secrets are in {webhook_secrets_parameter}. Test mode and live mode have meters, prices, endpoints and portals of their own: \
              this was {mode} mode.\n",
             thin = THIN_EVENTS.join(" and "),

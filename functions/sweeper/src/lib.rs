@@ -113,7 +113,7 @@ impl<A: Accounts + DueAccounts + PendingNotices, C: Clock> Sweeper<A, C> {
         let notices = notice::due(&mut account, &self.prices, now);
         let change = AccountChange {
             account: &account,
-            next_due: notice::next_due(&account, &self.prices, now),
+            next_due: notice::next_due(&account, &self.prices),
             notices: &notices,
             processed: None,
             at_ms: self.clock.now_ms(),

@@ -5,7 +5,7 @@
 
 mod listener;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use aws_lambda_events::sqs::{SqsBatchResponse, SqsEvent, SqsMessage};
 use tokentill::{
@@ -18,7 +18,7 @@ use tokentill::{
         id::{CustomerId, EventId, InvoiceId, UserId, composite_key},
         notice::{self, Notice, Payment},
         price_list::PriceList,
-        sync::{self, Alarm, Decision, Failures, Fetched},
+        sync::{self, Alarm, Decision, Failures, Fetched, KnownFailure, Unfailed},
         time::EpochSecs,
     },
     log::{self, Line},
@@ -64,6 +64,10 @@ pub struct Sync<P, A, Q, R, K, M, C> {
     /// The mode hints must come from.
     pub mode: StripeMode,
 }
+
+/// Whose objects are, as far as it was asked while a batch is handled: thin events come in bursts, too, and a hint that waits is
+/// looked at more than once. Who owns an object never changes.
+type Owners = BTreeMap<String, CustomerId>;
 
 /// What became of a hint.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -162,6 +166,7 @@ where
     pub async fn handle(&self, event: SqsEvent, stop_at_ms: i64) -> Result<SqsBatchResponse, Nameless> {
         let mut again = Vec::new();
         let mut not_reached = Vec::new();
+        let mut owners = Owners::new();
         // By when each is to be taken up, and its place in the batch.
         let mut waiting: BTreeMap<(i64, usize), &SqsMessage> =
             in_order(&event.records).into_iter().enumerate().map(|(place, record)| ((i64::MIN, place), record)).collect();
@@ -173,7 +178,7 @@ where
             }
             // One slow fetch must not take the whole batch down with the function's time.
             let left = records::time_left(self.clock.now_ms(), stop_at_ms);
-            let work = tokio::time::timeout(left, Box::pin(self.record(record)));
+            let work = tokio::time::timeout(left, Box::pin(self.record(record, &mut owners)));
             let line = match records::isolated(async { work.await.unwrap_or(Err(Again::TimeOver)) }).await {
                 Ok(Ok(outcome)) => outcome_line(&outcome),
                 Ok(Err(Again::Rests { until_ms })) => {
@@ -218,7 +223,7 @@ where
         }
     }
 
-    async fn record(&self, record: &SqsMessage) -> Result<Outcome, Again> {
+    async fn record(&self, record: &SqsMessage, owners: &mut Owners) -> Result<Outcome, Again> {
         let body = record.body.as_deref().unwrap_or_default();
         let Ok(hint) = serde_json::from_str::<Hint>(body) else {
             // A version that cannot be read at all may still say that it is newer.
@@ -232,7 +237,7 @@ where
             return Err(Again::NewerVersion(hint.v));
         }
         let sent_at_ms = records::number_attribute(record, "SentTimestamp").unwrap_or(i64::MAX);
-        self.look(&hint, sent_at_ms, Haste::MayRest).await
+        self.look(&hint, sent_at_ms, Haste::MayRest, owners).await
     }
 
     /// Handles one hint at once, sent at the given moment in milliseconds since 1970.
@@ -240,10 +245,10 @@ where
     /// # Errors
     /// [`Again`] if it has to come again.
     pub async fn hint(&self, hint: &Hint, sent_at_ms: i64) -> Result<Outcome, Again> {
-        self.look(hint, sent_at_ms, Haste::AtOnce).await
+        self.look(hint, sent_at_ms, Haste::AtOnce, &mut Owners::new()).await
     }
 
-    async fn look(&self, hint: &Hint, sent_at_ms: i64, haste: Haste) -> Result<Outcome, Again> {
+    async fn look(&self, hint: &Hint, sent_at_ms: i64, haste: Haste, owners: &mut Owners) -> Result<Outcome, Again> {
         if hint.livemode != self.mode.livemode() {
             return Ok(Outcome::NoCustomer);
         }
@@ -261,11 +266,14 @@ where
         if hint.is_about_a_payment() {
             return self.payment(hint).await;
         }
-        let customer = match &hint.customer {
+        let customer = match hint.customer.as_ref().or_else(|| owners.get(&hint.object_id)) {
             Some(customer) => customer.clone(),
             // Thin events name their object only.
             None => match self.stripe.customer_of(&hint.object_id).await {
-                Ok(Some(customer)) => customer,
+                Ok(Some(customer)) => {
+                    owners.insert(hint.object_id.clone(), customer.clone());
+                    customer
+                }
                 Ok(None) => return Ok(Outcome::NoCustomer),
                 Err(StripeError::NotFound { .. }) => return Ok(Outcome::NotFound),
                 Err(error) => return Err(error.into()),
@@ -329,8 +337,10 @@ where
                 None => None,
             };
             if let Some(fetched) = fetched(customer, record.as_ref(), before.as_ref()) {
-                let earliest = failure.as_ref().and_then(|failure| earliest(&failure.invoice, record.as_ref(), before.as_ref()));
-                if sync::may_skip(fetched, earliest, failure.as_ref(), sent_at_ms, hint.replay) {
+                let known = failure.as_ref().map_or(KnownFailure::Nothing, |failure| {
+                    known_failure(&failure.invoice, record.as_ref(), before.as_ref(), fetched)
+                });
+                if sync::may_skip(fetched, known, failure.as_ref(), sent_at_ms, hint.replay) {
                     return Ok(Outcome::Skipped);
                 }
                 if let (Haste::MayRest, false) = (haste, hint.replay)
@@ -343,7 +353,10 @@ where
             let facts = match self.stripe.customer(customer).await {
                 Ok(facts) => facts,
                 Err(StripeError::NotFound { .. }) => {
-                    match self.record_customer(&look.came_to(CustomerStanding::NotFound, None, Failures::new()), hint).await? {
+                    match self
+                        .record_customer(&look.came_to(CustomerStanding::NotFound, None, None, Failures::new()), hint)
+                        .await?
+                    {
                         Commit::Done => return Ok(Outcome::NotFound),
                         Commit::LostRace => continue,
                     }
@@ -353,7 +366,7 @@ where
             let failures = look.failures(&facts, failure.as_ref());
             // A customer that names nobody any more, deleted ones among them, stays with the user it had.
             let Some(joined) = sync::joined_user(&facts).or(known.as_ref()).cloned() else {
-                match self.record_customer(&look.came_to(CustomerStanding::NoUser, None, failures), hint).await? {
+                match self.record_customer(&look.came_to(CustomerStanding::NoUser, None, Some(&facts), failures), hint).await? {
                     Commit::Done => return Ok(Outcome::NoUser),
                     Commit::LostRace => continue,
                 }
@@ -387,7 +400,7 @@ where
                         continue;
                     }
                     self.quarantine_claim(hint, &joined, customer, &held_by).await?;
-                    let record = look.came_to(CustomerStanding::SecondClaimant, Some(&joined), failures);
+                    let record = look.came_to(CustomerStanding::SecondClaimant, Some(&joined), Some(&facts), failures);
                     if self.record_customer(&record, hint).await? == Commit::Done {
                         return Ok(Outcome::SecondClaimant { user_id: joined });
                     }
@@ -398,7 +411,7 @@ where
                     if recount {
                         self.recounts.recount(&joined).await?;
                     }
-                    let mut record = look.came_to(CustomerStanding::Joined, Some(&joined), failures);
+                    let mut record = look.came_to(CustomerStanding::Joined, Some(&joined), Some(&facts), failures);
                     let now = EpochSecs::from_ms(look.fetch_began_ms);
                     let untold = std::mem::take(&mut record.untold).into_values();
                     notices.extend(untold.map(|payment| notice::of_payment(&account, customer, payment, &self.prices, now)));
@@ -419,7 +432,7 @@ where
         processed: Option<Processed<'_>>,
     ) -> Result<Commit, Unavailable> {
         let at_ms = self.clock.now_ms();
-        let next_due = notice::next_due(account, &self.prices, EpochSecs::from_ms(at_ms));
+        let next_due = notice::next_due(account, &self.prices);
         self.accounts.commit(&AccountChange { account, next_due, notices, processed, at_ms }).await
     }
 
@@ -524,9 +537,18 @@ impl Look<'_> {
         sync::failures(known, facts, failure, self.fetch_began_ms)
     }
 
-    /// What the customer came to, under the version that was read.
-    fn came_to(&self, standing: CustomerStanding, user_id: Option<&UserId>, failures: Failures) -> CustomerRecord {
+    /// What the customer came to, under the version that was read. `facts` are what Stripe showed of it, if there is such a customer.
+    fn came_to(
+        &self,
+        standing: CustomerStanding,
+        user_id: Option<&UserId>,
+        facts: Option<&CustomerFacts>,
+        failures: Failures,
+    ) -> CustomerRecord {
+        let fetched_at_ms = self.fetch_began_ms;
+        let nothing = Unfailed { fetched_at_ms, invoices: BTreeSet::new() };
         CustomerRecord {
+            unfailed: Some(facts.map_or(nothing, |facts| Unfailed::of(facts, &failures, fetched_at_ms))),
             customer_id: self.customer.clone(),
             version: self.record.map_or(0, |record| record.version).saturating_add(1),
             standing,
@@ -574,11 +596,24 @@ fn fetched(customer: &CustomerId, record: Option<&CustomerRecord>, account: Opti
     }
 }
 
-/// The earliest known failure of an open invoice.
-fn earliest(invoice: &InvoiceId, record: Option<&CustomerRecord>, account: Option<&Account>) -> Option<EpochSecs> {
+/// What is known of an invoice's failures since the last fetch.
+fn known_failure(
+    invoice: &InvoiceId,
+    record: Option<&CustomerRecord>,
+    account: Option<&Account>,
+    fetched: Fetched,
+) -> KnownFailure {
     let recorded = record.and_then(|record| record.failures.get(invoice)).copied();
     let overdue = account.and_then(|account| account.overdue.get(invoice)).map(|overdue| overdue.since);
-    [recorded, overdue].into_iter().flatten().min()
+    if let Some(earliest) = [recorded, overdue].into_iter().flatten().min() {
+        return KnownFailure::At(earliest);
+    }
+    // An older version that fetched meanwhile left what the fetch before it showed.
+    let unfailed = record.and_then(|record| record.unfailed.as_ref());
+    match unfailed.filter(|unfailed| unfailed.fetched_at_ms == fetched.at_ms) {
+        Some(unfailed) if !unfailed.invoices.contains(invoice) => KnownFailure::NotOpen,
+        _ => KnownFailure::Nothing,
+    }
 }
 
 /// A batch in the order in which it is best handled: by when Stripe made the events, so that of several failures the earliest is

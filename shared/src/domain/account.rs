@@ -50,6 +50,10 @@ pub struct Account {
     /// What notices have told of this account.
     #[serde(default)]
     pub announced: Announced,
+    /// The real moment up to which it is told what is due. Whoever asks later by an earlier moment, such as a sweep that its event
+    /// dates before the last fetch, is answered by this one, so that nothing is taken back that was told.
+    #[serde(default)]
+    pub told_at: Option<EpochSecs>,
     /// The end of the trial whose coming end was told last.
     #[serde(default)]
     pub trial_end_told: Option<EpochSecs>,
@@ -184,6 +188,7 @@ pub(crate) mod tests {
             clock_offset_secs: 0,
             fetched_at_ms: start.as_secs() * 1000,
             announced: Announced { state: Some(State::Active), plan, reminders: 0, ending_at: None },
+            told_at: None,
             trial_end_told: None,
             refused_claimants: BTreeSet::new(),
         }

@@ -3,7 +3,7 @@
 use std::fmt;
 
 use super::{
-    access::Reason,
+    access::{Reason, State},
     notice::{Notice, NoticeKind},
     price_list::PriceList,
     selling::Link,
@@ -90,15 +90,19 @@ impl LetterKind {
         Some(match notice.kind {
             NoticeKind::GraceStarted => Self::PaymentFailed,
             NoticeKind::GraceReminder => Self::PaymentReminder,
-            // Who has cancelled or paused knows it.
-            NoticeKind::AccessEnded if notice.reason == Some(Reason::PaymentOverdue) => Self::AccessEnded,
-            NoticeKind::AccessRestored => Self::AccessRestored,
+            // Who has cancelled or paused knows it. A pause by a failed payment names the invoice.
+            NoticeKind::AccessEnded if notice.reason == Some(Reason::PaymentOverdue) || notice.invoice_id.is_some() => {
+                Self::AccessEnded
+            }
+            // In a grace period the letter about the failed payment says how long access lasts.
+            NoticeKind::AccessRestored if notice.state != State::Grace => Self::AccessRestored,
             NoticeKind::SubscriptionEnding => Self::SubscriptionEnding,
             NoticeKind::TrialEnding => Self::TrialEnding,
             NoticeKind::PlanChanged => Self::PlanChanged,
             NoticeKind::AccountProvisioned
             | NoticeKind::GraceCleared
             | NoticeKind::AccessEnded
+            | NoticeKind::AccessRestored
             | NoticeKind::SubscriptionContinued
             | NoticeKind::SubscriptionEnded
             | NoticeKind::PaymentRefunded
@@ -493,13 +497,24 @@ mod tests {
     #[test]
     fn who_ended_it_is_not_told_of_the_end() {
         let mut notice = notice(NoticeKind::AccessEnded);
-        for (reason, letter) in [
-            (Some(Reason::PaymentOverdue), Some(LetterKind::AccessEnded)),
-            (Some(Reason::SubscriptionEnded), None),
-            (Some(Reason::Paused), None),
-            (None, None),
+        let failed = notice.invoice_id.clone();
+        for (reason, invoice_id, letter) in [
+            (Some(Reason::PaymentOverdue), failed.clone(), Some(LetterKind::AccessEnded)),
+            (Some(Reason::SubscriptionEnded), None, None),
+            (Some(Reason::Paused), None, None),
+            (Some(Reason::Paused), failed, Some(LetterKind::AccessEnded)),
+            (None, None, None),
         ] {
-            notice.reason = reason;
+            (notice.reason, notice.invoice_id) = (reason, invoice_id);
+            assert_eq!(LetterKind::of(&notice), letter, "{notice:?}");
+        }
+    }
+
+    #[test]
+    fn who_is_in_a_grace_period_gets_the_letter_about_the_payment_and_none_that_all_is_well() {
+        let mut notice = notice(NoticeKind::AccessRestored);
+        for (state, letter) in [(State::Grace, None), (State::Active, Some(LetterKind::AccessRestored))] {
+            notice.state = state;
             assert_eq!(LetterKind::of(&notice), letter);
         }
     }

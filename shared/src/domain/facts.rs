@@ -25,7 +25,7 @@ pub struct CustomerFacts {
     pub subscriptions: Vec<SubscriptionFacts>,
     /// The invoices that are open, that is finalised and not yet paid, voided or written off.
     pub open_invoices: Vec<InvoiceFacts>,
-    /// Where the subscription that counts is cancelled: its invoices that are paid. A payment that came after its end restores
+    /// Where no subscription is better than cancelled: the invoices that were paid after the end of theirs. Such a payment restores
     /// access to the end of what it paid for (G7).
     pub paid_invoices: Vec<PaidInvoice>,
     /// The users that completed checkout sessions name as `client_reference_id`, newest first.
@@ -34,12 +34,30 @@ pub struct CustomerFacts {
 
 impl CustomerFacts {
     /// Whether a payment of this invoice is seen to have failed: it was attempted, and the invoice is open all the same. As long as
-    /// its subscription runs, no attempt has failed: a bank that was asked has yet to answer, which takes days.
+    /// its subscription runs, no attempt has failed: a bank that was asked has yet to answer, which takes days. Of an invoice that
+    /// was made when its subscription had ended, the last one for its usage, no status tells; its failure is known from its event
+    /// alone.
     #[must_use]
     pub fn shows_failure(&self, invoice: &InvoiceFacts) -> bool {
         let its = |subscription: &&SubscriptionFacts| invoice.subscription.as_ref() == Some(&subscription.id);
-        let runs = self.subscriptions.iter().find(its).is_some_and(|subscription| subscription.status.runs());
-        invoice.attempted && !runs
+        let is_silent = self.subscriptions.iter().find(its).is_some_and(|subscription| {
+            let is_over = subscription.status == Status::Canceled;
+            subscription.status.runs() || (is_over && subscription.ended_at.is_some_and(|end| end <= invoice.created))
+        });
+        invoice.attempted && !is_silent
+    }
+
+    /// The invoices that a payment is still owed for, as far as Stripe shows them, each with the moment at which it was made and
+    /// whether a payment is seen to have failed: the open ones, and of each subscription that does not run the newest one, if it
+    /// was written off.
+    pub fn owed(&self) -> impl Iterator<Item = (&InvoiceId, EpochSecs, bool)> {
+        let open = self.open_invoices.iter().map(|invoice| (&invoice.id, invoice.created, self.shows_failure(invoice)));
+        let newest = self.subscriptions.iter().filter(|subscription| !subscription.status.runs());
+        let written_off = newest.filter_map(|subscription| {
+            let invoice = subscription.latest_invoice.as_ref()?;
+            Some((&invoice.id, invoice.written_off?, false))
+        });
+        open.chain(written_off)
     }
 }
 
@@ -81,6 +99,8 @@ pub struct LatestInvoice {
     pub is_final: bool,
     /// The usage period that it closes, first second and first second after it, if Stripe showed more of it than its id.
     pub period: Option<(EpochSecs, EpochSecs)>,
+    /// When it was made, if it was written off (`uncollectible`): it was never paid, and can be paid still.
+    pub written_off: Option<EpochSecs>,
 }
 
 /// One price of a subscription.
@@ -109,7 +129,7 @@ pub struct InvoiceFacts {
     pub attempted: bool,
 }
 
-/// An invoice of a subscription that is paid.
+/// An invoice of a cancelled subscription that was paid after its end.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PaidInvoice {
     /// The subscription it is for.

@@ -45,9 +45,15 @@ pub struct Hint {
 
 impl Hint {
     /// The FIFO group: changes of one customer keep races rare. Correctness does not rest on it but on the account's version.
+    ///
+    /// A refund or a dispute changes no account and is in the group of its own object: while it cannot be looked at, be it that the
+    /// key may not read charges, it holds up none of its customer's changes.
     #[must_use]
     pub fn group(&self) -> &str {
-        self.customer.as_ref().map_or(self.object_id.as_str(), CustomerId::as_str)
+        match &self.customer {
+            Some(customer) if !self.is_about_a_payment() => customer.as_str(),
+            _ => &self.object_id,
+        }
     }
 
     /// The failure this hint reports: which invoice, and when.
@@ -268,6 +274,22 @@ mod tests {
         invoice.payment_failed invoice.payment_succeeded invoice.sent invoice.upcoming invoice.updated invoice.voided \
         invoice.will_be_due test_helpers.test_clock.advancing test_helpers.test_clock.created test_helpers.test_clock.deleted \
         test_helpers.test_clock.internal_failure test_helpers.test_clock.ready";
+
+    #[test]
+    fn a_refund_or_a_dispute_holds_up_no_change_of_its_customer() {
+        let group = |kind: &str, object_id: &str| {
+            let customer = CustomerId::new("cus_1").unwrap();
+            let hint = Hint {
+                kind: kind.to_owned(),
+                object_id: object_id.to_owned(),
+                ..Hint::of_new_customer(&customer, EpochSecs::new(0), false).unwrap()
+            };
+            hint.group().to_owned()
+        };
+        assert_eq!(group("invoice.paid", "in_1"), "cus_1");
+        assert_eq!(group("charge.refunded", "ch_1"), "ch_1");
+        assert_eq!(group("charge.dispute.created", "du_1"), "du_1");
+    }
 
     #[test]
     fn an_endpoint_asks_for_exactly_what_is_of_use() {

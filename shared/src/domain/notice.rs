@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     access::{Reason, Standing, State, standing},
     account::{Account, Announced},
+    facts::{PausedBy, Status},
     id::{CustomerId, InvoiceId, UserId, composite_key},
     price_list::PriceList,
     time::EpochSecs,
@@ -132,18 +133,24 @@ pub struct Payment {
 /// How many days before its end a trial's end is told; at once, if it is shorter.
 const TRIAL_TOLD_DAYS: i64 = 3;
 
-/// What is due to be told of the account at the real moment `now`. The account remembers that it was told.
+/// What is due to be told of the account at the real moment `now`. The account remembers that it was told, and up to when: of an
+/// earlier moment nothing is ever told afterwards.
 ///
 /// The account's version must already be the one it will be committed under: the notices' ids are made of it.
 #[must_use]
 pub fn due(account: &mut Account, prices: &PriceList, now: EpochSecs) -> Vec<Notice> {
+    let now = account.told_at.map_or(now, |told_at| now.max(told_at));
+    account.told_at = Some(now);
     let standing = standing(Some(account), prices, now);
     let local = account.local_time(now);
     let told = account.announced.clone();
     let mut kinds = Vec::new();
 
     let subscribed = |state: Option<State>| matches!(state, Some(State::Trialing | State::Active | State::Grace | State::Ended));
+    // The last invoice of a subscription whose end was told gives nothing and restores nothing: it is owed, and told as that.
+    let is_over = account.subscription.as_ref().is_some_and(|subscription| subscription.status == Status::Canceled);
     match (told.state, standing.state) {
+        (Some(State::Ended | State::Free | State::None), State::Grace) if is_over => {}
         (Some(State::Ended), State::Active | State::Trialing | State::Grace) => kinds.push(NoticeKind::AccessRestored),
         (before, State::Active | State::Trialing | State::Grace) if !subscribed(before) => {
             kinds.push(NoticeKind::AccountProvisioned)
@@ -175,7 +182,7 @@ pub fn due(account: &mut Account, prices: &PriceList, now: EpochSecs) -> Vec<Not
     let notice = |kind| {
         let of_the_invoice = match kind {
             NoticeKind::GraceStarted | NoticeKind::GraceReminder => true,
-            NoticeKind::AccessEnded => standing.reason == Some(Reason::PaymentOverdue),
+            NoticeKind::AccessEnded => ended_by_a_failed_payment(account, &standing),
             _ => false,
         };
         Notice {
@@ -207,6 +214,15 @@ pub fn due(account: &mut Account, prices: &PriceList, now: EpochSecs) -> Vec<Not
     };
     account.trial_end_told = trial_end.or(account.trial_end_told);
     notices
+}
+
+/// Whether access ended because nothing was paid, also where Stripe paused the subscription for that.
+fn ended_by_a_failed_payment(account: &Account, standing: &Standing) -> bool {
+    match standing.reason {
+        Some(Reason::PaymentOverdue) => true,
+        Some(Reason::Paused) => account.paused_by.as_ref().is_some_and(PausedBy::is_a_failed_payment),
+        _ => false,
+    }
 }
 
 /// What is to be told of the subscription's announced end, and which end will then have been told. While access has ended nothing
@@ -264,8 +280,12 @@ pub fn of_payment(account: &Account, customer: &CustomerId, payment: Payment, pr
 
 /// When the account is next to be looked at although Stripe says nothing: a reminder, the end of grace, three days before a trial's
 /// end, the end of the trial, of the subscription or of what was paid for late. A real moment, whatever clock the account lives by.
+///
+/// It is the first one after what was told, and not after now: a moment that passed between the two is due, and told by nobody yet.
 #[must_use]
-pub fn next_due(account: &Account, prices: &PriceList, now: EpochSecs) -> Option<EpochSecs> {
+pub fn next_due(account: &Account, prices: &PriceList) -> Option<EpochSecs> {
+    // An older version does not keep up to when it told. It told at the last fetch at least.
+    let now = account.told_at.unwrap_or(EpochSecs::from_ms(account.fetched_at_ms));
     let local = account.local_time(now);
     let standing = standing(Some(account), prices, now);
     let reminders = account
@@ -300,7 +320,6 @@ mod tests {
     use super::*;
     use crate::domain::{
         account::{Overdue, tests::subscribed},
-        facts::Status,
         id::InvoiceId,
     };
 
@@ -315,8 +334,10 @@ mod tests {
         notices.iter().map(|notice| notice.kind.as_str().to_owned()).collect()
     }
 
+    /// What is due next, once everything was told up to `now`.
     fn next(account: &Account, now: &str) -> String {
-        next_due(account, &PriceList::shipped().unwrap(), at(now)).map_or("-".into(), |due| due.to_string())
+        let told = Account { told_at: Some(at(now)), ..account.clone() };
+        next_due(&told, &PriceList::shipped().unwrap()).map_or("-".into(), |due| due.to_string())
     }
 
     #[test]
@@ -342,6 +363,27 @@ mod tests {
         account.subscription.as_mut().unwrap().status = Status::Active;
         account.overdue.clear();
         assert_eq!(tell(&mut account, "2026-11-29T00:00:00Z"), ["access.restored"]);
+    }
+
+    /// `sync` asks by its own clock, the sweeper by the moment of its event, and either may be the earlier one.
+    #[test]
+    fn who_asks_by_an_earlier_moment_than_before_takes_back_nothing_and_tells_nothing_twice() {
+        let mut account = subscribed("2026-11-10T00:00:00Z");
+        account.subscription.as_mut().unwrap().status = Status::PastDue;
+        account.overdue.insert(InvoiceId::new("in_1").unwrap(), Overdue { since: at("2026-11-20T12:00:00Z") });
+        assert_eq!(tell(&mut account, "2026-11-20T12:00:05Z"), ["grace.started"]);
+        assert_eq!(tell(&mut account, "2026-11-27T12:00:00Z"), ["access.ended"]);
+        assert_eq!(tell(&mut account, "2026-11-27T11:59:58Z"), Vec::<String>::new());
+        assert_eq!(next_due(&account, &PriceList::shipped().unwrap()), None);
+        assert_eq!(tell(&mut account, "2026-11-27T12:00:01Z"), Vec::<String>::new());
+        // Nor is a deadline forgotten that passed after it was told: it is due at once.
+        let mut account = subscribed("2026-11-10T00:00:00Z");
+        account.subscription.as_mut().unwrap().cancel_at = Some(at("2026-12-10T00:00:00Z"));
+        assert_eq!(tell(&mut account, "2026-12-09T23:59:59Z"), ["subscription.ending"]);
+        assert_eq!(next_due(&account, &PriceList::shipped().unwrap()), Some(at("2026-12-10T00:00:00Z")));
+        // An older version does not say up to when it told: it told at its fetch.
+        (account.told_at, account.fetched_at_ms) = (None, at("2026-12-09T00:00:00Z").as_secs() * 1000);
+        assert_eq!(next_due(&account, &PriceList::shipped().unwrap()), Some(at("2026-12-10T00:00:00Z")));
     }
 
     #[test]
@@ -400,6 +442,47 @@ mod tests {
             "access.ended in_2 None \"payment_overdue\"",
         ];
         assert_eq!(seen, expected);
+    }
+
+    #[test]
+    fn a_last_invoice_that_fails_after_the_planned_end_is_told_as_that_alone() {
+        for (state, told_before) in [(State::Free, "free"), (State::Ended, "pro")] {
+            let mut account = subscribed("2026-11-10T00:00:00Z");
+            account.subscription.as_mut().unwrap().status = Status::Canceled;
+            let plan = Some(crate::domain::id::PlanId::new(told_before).unwrap());
+            account.announced = Announced { state: Some(state), plan, ..Announced::default() };
+            account.overdue.insert(InvoiceId::new("in_1").unwrap(), Overdue { since: at("2026-12-10T01:00:00Z") });
+            assert_eq!(tell(&mut account, "2026-12-10T01:00:05Z"), ["grace.started"], "{state:?}");
+            assert_eq!(tell(&mut account, "2026-12-17T01:00:00Z"), ["access.ended"], "{state:?}");
+        }
+        // One that goes on gives access, and so does one that nobody was told of.
+        for (status, state, first) in [
+            (Status::PastDue, Some(State::Free), "account.provisioned"),
+            (Status::PastDue, Some(State::Ended), "access.restored"),
+            (Status::Canceled, None, "account.provisioned"),
+        ] {
+            let mut account = subscribed("2026-11-10T00:00:00Z");
+            account.subscription.as_mut().unwrap().status = status;
+            account.announced.state = state;
+            account.overdue.insert(InvoiceId::new("in_1").unwrap(), Overdue { since: at("2026-12-10T01:00:00Z") });
+            assert_eq!(tell(&mut account, "2026-12-10T01:00:05Z"), [first, "grace.started"]);
+        }
+    }
+
+    #[test]
+    fn the_end_of_a_grace_period_that_a_pause_cut_short_names_its_invoice() {
+        let mut account = subscribed("2026-11-10T00:00:00Z");
+        account.subscription.as_mut().unwrap().status = Status::Paused;
+        account.overdue.insert(InvoiceId::new("in_1").unwrap(), Overdue { since: at("2026-11-20T12:00:00Z") });
+        let mut asked_for = account.clone();
+        account.paused_by = Some(PausedBy::FinalPaymentFailure);
+        told(&mut account, "2026-11-20T12:00:05Z");
+        asked_for.paused_by = Some(PausedBy::Other("pause_requested".to_owned()));
+        for (account, invoice) in [(&mut account, Some("in_1")), (&mut asked_for, None)] {
+            let ended = told(account, "2026-11-27T12:00:00Z");
+            let shown = (ended[0].kind, ended[0].reason, ended[0].invoice_id.as_ref().map(InvoiceId::as_str));
+            assert_eq!(shown, (NoticeKind::AccessEnded, Some(Reason::Paused), invoice));
+        }
     }
 
     #[test]

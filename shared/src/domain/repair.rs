@@ -11,7 +11,7 @@ use super::{
     hint::Hint,
     id::{CustomerId, InvoiceId, UserId},
     price_list::PriceList,
-    sync::{self, Fetched},
+    sync::{self, Fetched, KnownFailure},
     time::{EpochSecs, MINUTE_SECS},
 };
 
@@ -51,8 +51,10 @@ pub struct ListedInvoice {
 pub enum InvoiceStanding {
     /// Open, and a payment was attempted.
     Overdue,
-    /// Paid, voided or written off.
+    /// Paid or voided.
     Settled,
+    /// Written off: never paid, and still owed where the subscription is over.
+    WrittenOff,
     /// Anything else: a draft, or open and not yet tried.
     Other,
 }
@@ -210,10 +212,13 @@ fn invoice(account: &Account, listed: &ListedSubscription) -> Option<Difference>
     let is_known = account.overdue.contains_key(&invoice.id);
     // An overdue subscription keeps the beginning of its grace period under its newest invoice, even where that was written off.
     let is_kept = matches!(listed.facts.status, Status::PastDue | Status::Unpaid);
+    let is_over = listed.facts.status == Status::Canceled;
     match invoice.standing {
-        // While its subscription runs, a bank that was asked has yet to answer.
-        InvoiceStanding::Overdue if !is_known && !listed.facts.status.runs() => Some(Difference::InvoiceOverdue),
+        // While its subscription runs, a bank that was asked has yet to answer; and of the last invoice of one that is over only
+        // its event tells that it failed.
+        InvoiceStanding::Overdue if !is_known && !is_over && !listed.facts.status.runs() => Some(Difference::InvoiceOverdue),
         InvoiceStanding::Settled if is_known && !is_kept => Some(Difference::InvoiceSettled),
+        InvoiceStanding::WrittenOff if is_known && !is_kept && !is_over => Some(Difference::InvoiceSettled),
         _ => None,
     }
 }
@@ -227,7 +232,9 @@ pub fn was_seen(account: &Account, event: &Hint) -> bool {
     let told_by_itself = event.kind.starts_with("charge.") || event.is_about_a_test_clock() || event.is_about_rejected_usage();
     let created_ms = event.created.as_secs().saturating_mul(1000);
     let failure = event.payment_failure();
-    let known = failure.as_ref().and_then(|failure| account.overdue.get(&failure.invoice)).map(|overdue| overdue.since);
+    // An invoice that is not overdue was not open then, or a bank is being asked. Which it is only `sync` knows, and it is told.
+    let overdue = failure.as_ref().and_then(|failure| account.overdue.get(&failure.invoice));
+    let known = overdue.map_or(KnownFailure::NotOpen, |overdue| KnownFailure::At(overdue.since));
     let fetched = Fetched { at_ms: account.fetched_at_ms, before_ms: 0 };
     !told_by_itself && sync::may_skip(fetched, known, failure.as_ref(), created_ms, false)
 }
@@ -419,7 +426,12 @@ mod tests {
     #[test]
     fn an_invoice_that_is_overdue_or_settled_without_our_knowing_is_found() {
         let invoice = |standing| Some(ListedInvoice { id: InvoiceId::new("in_1").unwrap(), standing });
-        assert_eq!(with(|listed| listed.invoice = invoice(InvoiceStanding::Overdue)), Some(Difference::InvoiceOverdue));
+        assert_eq!(with(|listed| listed.invoice = invoice(InvoiceStanding::Overdue)), None, "a bank has yet to answer");
+        let mut unpaid = listed();
+        (unpaid.invoice, unpaid.facts.status) = (invoice(InvoiceStanding::Overdue), Status::PastDue);
+        let mut behind = subscribed(START);
+        behind.subscription.as_mut().unwrap().status = Status::PastDue;
+        assert_eq!(found(&behind, &unpaid), Some(Difference::InvoiceOverdue));
         assert_eq!(with(|listed| listed.invoice = invoice(InvoiceStanding::Other)), None);
         assert_eq!(with(|listed| listed.invoice = invoice(InvoiceStanding::Settled)), None);
         let mut account = subscribed(START);
@@ -429,10 +441,22 @@ mod tests {
         assert_eq!(found(&account, &paid), Some(Difference::InvoiceSettled));
         paid.invoice = invoice(InvoiceStanding::Overdue);
         assert_eq!(found(&account, &paid), None);
+        paid.invoice = invoice(InvoiceStanding::WrittenOff);
+        assert_eq!(found(&account, &paid), Some(Difference::InvoiceSettled), "of one that runs it is forgiven");
         // Written off, and overdue all the same.
+        for (status, standing) in [
+            (Status::PastDue, InvoiceStanding::Settled),
+            (Status::PastDue, InvoiceStanding::WrittenOff),
+            (Status::Canceled, InvoiceStanding::WrittenOff),
+        ] {
+            (paid.invoice, paid.facts.status) = (invoice(standing), status.clone());
+            account.subscription.as_mut().unwrap().status = status;
+            assert_eq!(found(&account, &paid), None, "{standing:?}");
+        }
         paid.invoice = invoice(InvoiceStanding::Settled);
-        paid.facts.status = Status::PastDue;
-        account.subscription.as_mut().unwrap().status = Status::PastDue;
+        assert_eq!(found(&account, &paid), Some(Difference::InvoiceSettled));
+        // Of the last invoice of one that is over a bank may still be asked.
+        (paid.invoice, account.overdue) = (invoice(InvoiceStanding::Overdue), std::collections::BTreeMap::new());
         assert_eq!(found(&account, &paid), None);
     }
 

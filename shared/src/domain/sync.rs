@@ -2,6 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use serde::{Deserialize, Serialize};
+
 use super::{
     account::{Account, Announced, Overdue, Subscription},
     facts::{CustomerFacts, InvoiceFacts, ItemFacts, PaidInvoice, PausedBy, Status, SubscriptionFacts, by_rank},
@@ -106,7 +108,7 @@ pub fn decide(
     let clock_offset_secs = now.secs_since(real_now);
 
     let previous = same_customer.and_then(|account| account.subscription.as_ref());
-    let chosen = by_rank(&facts.subscriptions, |subscription| known_status(subscription, previous)).into_iter().next();
+    let chosen = counts(same_customer, facts, failures, now);
     for subscription in &facts.subscriptions {
         if let Status::Other(status) = &subscription.status {
             alarms.push(Alarm::UnknownStatus { status: status.clone() });
@@ -144,6 +146,7 @@ pub fn decide(
         clock_offset_secs,
         fetched_at_ms: fetch_began_ms,
         announced,
+        told_at: before.and_then(|account| account.told_at),
         trial_end_told: before.and_then(|account| account.trial_end_told).filter(|_| is_the_same),
         refused_claimants: before.map(|account| account.refused_claimants.clone()).unwrap_or_default(),
     };
@@ -178,6 +181,9 @@ fn keeps_user(account: &Account, claimant: &CustomerFacts) -> bool {
 
 /// The account of a user whose customer now names somebody else: without a subscription, its segments ended. Also what tells of
 /// it, and the customers whose claim may be granted now.
+///
+/// Nothing was fetched for it, so it keeps the moment of its last fetch: a hint that is cut off between this commit and the new
+/// user's comes again, and must not be skipped.
 #[must_use]
 pub fn release(prices: &PriceList, before: &Account, now_ms: i64) -> (Account, Vec<Notice>, BTreeSet<CustomerId>) {
     let now = EpochSecs::from_ms(now_ms);
@@ -188,7 +194,6 @@ pub fn release(prices: &PriceList, before: &Account, now_ms: i64) -> (Account, V
     account.overdue.clear();
     (account.paused_by, account.paid_until, account.trial_end_told) = (None, None, None);
     account.announced.ending_at = None;
-    account.fetched_at_ms = now_ms;
     if let Some(last) = account.segments.last_mut() {
         last.end = last.end.min(local_now).max(last.start);
         last.renews = None;
@@ -198,31 +203,55 @@ pub fn release(prices: &PriceList, before: &Account, now_ms: i64) -> (Account, V
     (account, notices, revisit)
 }
 
-/// Of each open invoice its earliest known failure: the earliest `created` of a payment failure seen for it, or the first fetch
+/// So far ahead of our clock Stripe's may be, and a failure's moment is believed all the same.
+const AHEAD_SECS: i64 = 300;
+
+/// Of each invoice that is owed its earliest known failure: the earliest `created` of a payment failure seen for it, or the first fetch
 /// that showed it open and attempted (G2).
 pub type Failures = BTreeMap<InvoiceId, EpochSecs>;
 
-/// What is known of the failures of a customer's open invoices after a fetch, whatever they are for: a subscription that does not
-/// count yet, or a customer that no user is joined to, may have a grace period later.
+/// What is known of the failures of a customer's invoices that are owed after a fetch, whatever they are for: a subscription that
+/// does not count yet, or a customer that no user is joined to, may have a grace period later.
 ///
-/// `known` is what was known before, and `failure` what the hint reports, if it does. An invoice that is no longer open is
+/// `known` is what was known before, and `failure` what the hint reports, if it does. An invoice that is no longer owed is
 /// forgotten: it never opens again.
 #[must_use]
 pub fn failures(known: &Failures, facts: &CustomerFacts, failure: Option<&PaymentFailure>, fetch_began_ms: i64) -> Failures {
     let now = local_moment(facts, fetch_began_ms);
-    let earliest = |invoice: &InvoiceFacts| {
-        // A failure cannot be older than its invoice nor lie ahead: an event that says so was stamped by another clock
-        // than the invoice (a test clock's), and then the fetch's own moment is what is known. That one too may lie before
-        // the invoice, while a test clock that is being advanced still shows the old time.
-        let seen = now.max(invoice.created);
-        let reported = failure
-            .filter(|failure| failure.invoice == invoice.id)
-            .map(|failure| if failure.at < invoice.created || failure.at > now { seen } else { failure.at });
-        let fetched = facts.shows_failure(invoice).then_some(seen);
-        let since = [known.get(&invoice.id).copied(), reported, fetched].into_iter().flatten().min()?;
-        Some((invoice.id.clone(), since))
+    // A test clock stands still, so nothing can be ahead of it.
+    let ahead_secs = if facts.test_clock.is_some() { 0 } else { AHEAD_SECS };
+    let earliest = |(invoice, created, shows_failure): (&InvoiceId, EpochSecs, bool)| {
+        let reported = failure.filter(|failure| failure.invoice == *invoice).map(|failure| failure.at);
+        // A failure cannot be older than its invoice nor lie ahead by more than clocks differ: an event that says so was stamped
+        // by another clock than the invoice (a test clock's), and then the fetch's own moment is what is known. That one too may
+        // lie before the invoice, while a test clock that is being advanced still shows the old time; and it cannot lie before
+        // the failure that led to the fetch.
+        let believed = reported.filter(|at| created <= *at && at.secs_since(now) <= ahead_secs);
+        let seen = believed.map_or(now, |at| now.max(at)).max(created);
+        let reported = reported.map(|_| believed.unwrap_or(seen));
+        let fetched = shows_failure.then_some(seen);
+        let since = [known.get(invoice).copied(), reported, fetched].into_iter().flatten().min()?;
+        Some((invoice.clone(), since))
     };
-    facts.open_invoices.iter().filter_map(earliest).collect()
+    facts.owed().filter_map(earliest).collect()
+}
+
+/// The invoices that a fetch showed as owed and of which no failure is known, such as those of which a bank is being asked.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Unfailed {
+    /// When the fetch began, in milliseconds since 1970 by our own clock. Of another fetch it says nothing.
+    pub fetched_at_ms: i64,
+    /// The invoices.
+    pub invoices: BTreeSet<InvoiceId>,
+}
+
+impl Unfailed {
+    /// What a fetch showed; `failures` are the known ones after it.
+    #[must_use]
+    pub fn of(facts: &CustomerFacts, failures: &Failures, fetched_at_ms: i64) -> Self {
+        let owed = facts.owed().map(|(invoice, ..)| invoice);
+        Self { fetched_at_ms, invoices: owed.filter(|invoice| !failures.contains_key(*invoice)).cloned().collect() }
+    }
 }
 
 /// The fetch's moment by the customer's own clock.
@@ -267,18 +296,26 @@ impl Fetched {
     }
 }
 
+/// What is known of the failures of the invoice that a hint says failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum KnownFailure {
+    /// The earliest one.
+    At(EpochSecs),
+    /// The last fetch showed that the invoice is not owed. It failed before that fetch, so it was open before, and is settled.
+    NotOpen,
+    /// No failure. It may be open all the same: a bank is being asked, or an older version fetched.
+    Nothing,
+}
+
 /// Whether a hint may be skipped: what it points at was fetched since, and the failure it reports, if it does, is known to be as
-/// early (`known` is the invoice's earliest known one; an invoice without one was not open then). A replay is never skipped. Only
-/// an optimisation: not skipping is always right.
+/// early or to be history. A replay is never skipped. Only an optimisation: not skipping is always right.
 #[must_use]
-pub fn may_skip(
-    fetched: Fetched,
-    known: Option<EpochSecs>,
-    failure: Option<&PaymentFailure>,
-    sent_at_ms: i64,
-    replay: bool,
-) -> bool {
-    let tells_nothing_new = failure.zip(known).is_none_or(|(failure, known)| known <= failure.at);
+pub fn may_skip(fetched: Fetched, known: KnownFailure, failure: Option<&PaymentFailure>, sent_at_ms: i64, replay: bool) -> bool {
+    let tells_nothing_new = failure.is_none_or(|failure| match known {
+        KnownFailure::At(known) => known <= failure.at,
+        KnownFailure::NotOpen => true,
+        KnownFailure::Nothing => false,
+    });
     fetched.has_seen(sent_at_ms) && tells_nothing_new && !replay
 }
 
@@ -289,6 +326,30 @@ fn known_status<'a>(facts: &'a SubscriptionFacts, previous: Option<&'a Subscript
         Status::Other(_) => previous.filter(|last| last.id == facts.id).map(|last| &last.status),
         known => Some(known),
     }
+}
+
+/// The subscription that counts: the best by status, then the newest. Of those that are cancelled one whose invoice is owed comes
+/// first, so that nobody leaves a debt behind by a shorter subscription; then one that was paid late, as long as what was paid for
+/// is not over.
+fn counts<'a>(
+    before: Option<&'a Account>,
+    facts: &'a CustomerFacts,
+    failures: &Failures,
+    now: EpochSecs,
+) -> Option<&'a SubscriptionFacts> {
+    let previous = before.and_then(|account| account.subscription.as_ref());
+    let is_over = |facts: &&SubscriptionFacts| known_status(facts, previous) == Some(&Status::Canceled);
+    let ranked = by_rank(&facts.subscriptions, |facts| known_status(facts, previous));
+    let best = ranked.first().copied()?;
+    if !is_over(&best) {
+        return Some(best);
+    }
+    // The first of equals is the newest.
+    ranked.into_iter().filter(is_over).min_by_key(|cancelled| {
+        let owes = !owed(before, facts, cancelled, failures).is_empty();
+        let is_paid_for = paid_until(facts, cancelled).is_some_and(|until| now < until);
+        (!owes, !is_paid_for)
+    })
 }
 
 /// Why the subscription that counts is paused; of a status newer than we know, why it last was.
@@ -356,7 +417,29 @@ fn ended(mut subscription: Subscription, now: EpochSecs) -> Subscription {
     subscription
 }
 
-/// For each open invoice of the subscription whose payment failed: its earliest known failure (G2).
+/// For each invoice of a subscription that is owed and whose payment failed: its earliest known failure (G2). It is open; or
+/// written off, where the subscription was cancelled: whoever gives an invoice up on cancelling, as dunning may, gives nothing
+/// away. Who wants to forgive it voids it.
+fn owed(
+    before: Option<&Account>,
+    facts: &CustomerFacts,
+    subscription: &SubscriptionFacts,
+    failures: &Failures,
+) -> BTreeMap<InvoiceId, Overdue> {
+    let known = |invoice: &InvoiceId| before.and_then(|account| account.overdue.get(invoice)).map(|overdue| overdue.since);
+    let is_its = |invoice: &&InvoiceFacts| invoice.subscription.as_ref() == Some(&subscription.id);
+    let open = facts.open_invoices.iter().filter(is_its).map(|invoice| &invoice.id);
+    let newest = subscription.latest_invoice.as_ref().filter(|_| subscription.status == Status::Canceled);
+    let written_off = newest.filter(|invoice| invoice.written_off.is_some()).map(|invoice| &invoice.id);
+    open.chain(written_off)
+        .filter_map(|invoice| {
+            let since = [known(invoice), failures.get(invoice).copied()].into_iter().flatten().min()?;
+            Some((invoice.clone(), Overdue { since }))
+        })
+        .collect()
+}
+
+/// The invoices of the subscription that counts that are owed and whose payment failed.
 fn overdue(
     before: Option<&Account>,
     facts: &CustomerFacts,
@@ -366,16 +449,7 @@ fn overdue(
     now: EpochSecs,
 ) -> BTreeMap<InvoiceId, Overdue> {
     let (Some(subscription), Some(chosen)) = (subscription, chosen) else { return BTreeMap::new() };
-    let known = |invoice: &InvoiceId| before.and_then(|account| account.overdue.get(invoice)).map(|overdue| overdue.since);
-    let mut overdue: BTreeMap<InvoiceId, Overdue> = facts
-        .open_invoices
-        .iter()
-        .filter(|invoice| invoice.subscription.as_ref() == Some(&chosen.id))
-        .filter_map(|invoice| {
-            let since = [known(&invoice.id), failures.get(&invoice.id).copied()].into_iter().flatten().min()?;
-            Some((invoice.id.clone(), Overdue { since }))
-        })
-        .collect();
+    let mut overdue = owed(before, facts, chosen, failures);
     if overdue.is_empty() && matches!(subscription.status, Status::PastDue | Status::Unpaid) {
         // Overdue without an open invoice (written off, or still a draft): the grace period must begin somewhere.
         // An invoice that is written off leaves its successor with the same beginning: nobody gets seven fresh days a month.
@@ -419,7 +493,7 @@ fn final_through(
 pub(super) mod tests {
     use super::*;
     use crate::domain::{
-        access::{State, standing},
+        access::{Reason, State, standing},
         facts::LatestInvoice,
         notice::NoticeKind,
         period::Cycle,
@@ -468,7 +542,12 @@ pub(super) mod tests {
     }
 
     fn latest(invoice: &str, is_final: bool, period_end: &str) -> LatestInvoice {
-        LatestInvoice { id: InvoiceId::new(invoice).unwrap(), is_final, period: Some((at(START), at(period_end))) }
+        LatestInvoice {
+            id: InvoiceId::new(invoice).unwrap(),
+            is_final,
+            period: Some((at(START), at(period_end))),
+            written_off: None,
+        }
     }
 
     pub(crate) fn facts(customer: &str, subscriptions: Vec<SubscriptionFacts>) -> CustomerFacts {
@@ -581,6 +660,7 @@ pub(super) mod tests {
         assert_eq!((released.version, released.subscription.clone()), (2, None));
         assert_eq!(notices.iter().map(|notice| notice.kind).collect::<Vec<_>>(), [NoticeKind::SubscriptionEnded]);
         assert_eq!((released.segments[0].end, released.segments[0].renews), (at("2026-11-20T00:00:00Z"), None));
+        assert_eq!(released.fetched_at_ms, account.fetched_at_ms, "nothing was fetched for it");
     }
 
     #[test]
@@ -641,11 +721,93 @@ pub(super) mod tests {
 
     #[test]
     fn a_failure_stamped_by_another_clock_than_its_invoice_counts_from_the_fetch() {
-        for impossible in ["2026-12-09T23:59:59Z", "2026-12-10T03:00:01Z"] {
+        for impossible in ["2026-12-09T23:59:59Z", "2026-12-10T03:05:01Z"] {
             let failure = failed("in_1", impossible);
             let (account, ..) = commit(None, &past_due(), Some(&failure), "2026-12-10T03:00:00Z");
             assert_eq!(account.overdue_since().unwrap().to_string(), "2026-12-10T03:00:00Z", "{impossible}");
         }
+    }
+
+    /// G7: with our clock behind Stripe's, grace would otherwise be shorter than it is said to be.
+    #[test]
+    fn a_failure_a_little_ahead_of_our_clock_is_believed_unless_a_test_clock_says_otherwise() {
+        let failure = failed("in_1", "2026-12-10T03:05:00Z");
+        let mut unpaid = past_due();
+        let since = |facts: &CustomerFacts| {
+            let (account, ..) = commit(None, facts, Some(&failure), "2026-12-10T03:00:00Z");
+            account.overdue_since().unwrap().to_string()
+        };
+        assert_eq!(since(&unpaid), "2026-12-10T03:05:00Z");
+        unpaid.test_clock = Some(at("2026-12-10T03:00:00Z"));
+        assert_eq!(since(&unpaid), "2026-12-10T03:00:00Z");
+    }
+
+    #[test]
+    fn a_debit_of_the_last_invoice_is_under_way_until_its_event_says_that_it_failed() {
+        let mut over = past_due();
+        (over.subscriptions[0].status, over.subscriptions[0].ended_at) = (Status::Canceled, Some(at("2026-12-10T00:00:00Z")));
+        let (account, ..) = commit(None, &over, None, "2026-12-10T03:00:00Z");
+        assert!(account.overdue.is_empty());
+        let failure = failed("in_1", "2026-12-14T01:00:00Z");
+        let (failed, ..) = commit(Some(&account), &over, Some(&failure), "2026-12-14T01:00:05Z");
+        assert_eq!(failed.overdue_since(), Some(at("2026-12-14T01:00:00Z")));
+        // One that was made before the end had failed by then.
+        over.subscriptions[0].ended_at = Some(at("2026-12-10T00:00:01Z"));
+        let (account, ..) = commit(None, &over, None, "2026-12-10T03:00:00Z");
+        assert_eq!(account.overdue_since(), Some(at("2026-12-10T03:00:00Z")));
+    }
+
+    /// G7: dunning may cancel the subscription and write the invoice off in one.
+    #[test]
+    fn an_invoice_that_is_written_off_with_its_subscription_is_still_owed_and_a_voided_one_forgiven() {
+        let (account, ..) = commit(None, &past_due(), None, "2026-12-10T03:00:00Z");
+        let mut over = facts("cus_1", vec![pro("sub_1", Status::Canceled, START)]);
+        over.subscriptions[0].ended_at = Some(at("2026-12-12T00:00:00Z"));
+        let newest = over.subscriptions[0].latest_invoice.as_mut().unwrap();
+        newest.written_off = Some(at("2026-12-10T00:00:00Z"));
+        let (written_off, told, _) = commit(Some(&account), &over, None, "2026-12-12T00:00:05Z");
+        assert_eq!(told, vec![]);
+        let seen = |account: &Account, moment: &str| {
+            let standing = standing(Some(account), &prices(), at(moment));
+            (standing.state, standing.reason)
+        };
+        assert_eq!(seen(&written_off, "2026-12-17T02:59:59Z"), (State::Grace, None));
+        assert_eq!(seen(&written_off, "2026-12-17T03:00:00Z"), (State::Ended, Some(Reason::PaymentOverdue)));
+        // An earlier failure that is heard of now still counts, and nobody's memory of it is lost.
+        let early = failed("in_1", "2026-12-10T01:00:00Z");
+        let (moved, ..) = commit(Some(&written_off), &over, Some(&early), "2026-12-13T00:00:00Z");
+        assert_eq!(moved.overdue_since(), Some(at("2026-12-10T01:00:00Z")));
+        // Of which nobody ever knew that it failed is not owed.
+        assert!(commit(None, &over, None, "2026-12-12T00:00:05Z").0.overdue.is_empty());
+        over.subscriptions[0].latest_invoice.as_mut().unwrap().written_off = None;
+        let (voided, told, _) = commit(Some(&written_off), &over, None, "2026-12-13T00:00:00Z");
+        assert_eq!((voided.overdue.len(), told), (0, vec![NoticeKind::SubscriptionEnded]));
+        over.paid_invoices = vec![paid("sub_1", "2026-12-20T00:00:00Z", "2027-01-10T00:00:00Z")];
+        let (paid, ..) = commit(Some(&written_off), &over, None, "2026-12-20T00:00:05Z");
+        assert_eq!(paid.paid_until, Some(at("2027-01-10T00:00:00Z")));
+    }
+
+    #[test]
+    fn of_several_cancelled_subscriptions_one_that_owes_counts_then_one_paid_late_then_the_newest() {
+        let over = |id: &str, created: &str| SubscriptionFacts {
+            created: at(created),
+            ended_at: Some(at("2026-12-20T00:00:00Z")),
+            ..pro(id, Status::Canceled, START)
+        };
+        let mut three = facts(
+            "cus_1",
+            vec![over("sub_1", START), over("sub_2", "2026-11-11T00:00:00Z"), over("sub_3", "2026-11-12T00:00:00Z")],
+        );
+        three.open_invoices = vec![open("in_1", true)];
+        three.paid_invoices = vec![paid("sub_2", "2026-12-21T00:00:00Z", "2027-01-10T00:00:00Z")];
+        let counts = |facts: &CustomerFacts, now: &str| commit(None, facts, None, now).0.subscription.unwrap().id.to_string();
+        assert_eq!(counts(&three, "2026-12-22T00:00:00Z"), "sub_1");
+        three.open_invoices.clear();
+        assert_eq!(counts(&three, "2027-01-09T23:59:59Z"), "sub_2");
+        assert_eq!(counts(&three, "2027-01-10T00:00:00Z"), "sub_3", "what was paid for is over");
+        three.open_invoices = vec![open("in_1", true)];
+        three.subscriptions.push(SubscriptionFacts { created: at(START), ..pro("sub_4", Status::Paused, START) });
+        assert_eq!(counts(&three, "2026-12-22T00:00:00Z"), "sub_4", "one that goes on counts before any of them");
     }
 
     #[test]
@@ -1037,15 +1199,17 @@ pub(super) mod tests {
     #[test]
     fn a_hint_is_skipped_only_if_what_it_tells_was_fetched_since() {
         let fetched = Fetched { at_ms: ms("2026-12-10T03:00:00Z"), before_ms: 0 };
-        let known = Some(at("2026-12-10T03:00:00Z"));
+        let known = KnownFailure::At(at("2026-12-10T03:00:00Z"));
+        let (nothing, not_open) = (KnownFailure::Nothing, KnownFailure::NotOpen);
         let sent = fetched.at_ms - 2_000;
-        assert!(may_skip(fetched, None, None, sent, false));
-        assert!(!may_skip(fetched, None, None, sent + 1, false), "less than 2 s after it was sent");
-        assert!(!may_skip(fetched, None, None, sent, true), "a replay");
+        assert!(may_skip(fetched, nothing, None, sent, false));
+        assert!(!may_skip(fetched, nothing, None, sent + 1, false), "less than 2 s after it was sent");
+        assert!(!may_skip(fetched, nothing, None, sent, true), "a replay");
         let earlier = failed("in_1", "2026-12-10T01:00:00Z");
         assert!(!may_skip(fetched, known, Some(&earlier), sent, false), "a failure that begins grace earlier");
         assert!(may_skip(fetched, known, Some(&failed("in_1", "2026-12-10T03:00:00Z")), sent, false));
-        assert!(may_skip(fetched, None, Some(&earlier), sent, false), "an invoice that was not open then");
+        assert!(may_skip(fetched, not_open, Some(&earlier), sent, false), "an invoice that was not open then");
+        assert!(!may_skip(fetched, nothing, Some(&earlier), sent, false), "a bank may have been asked then");
     }
 
     #[test]

@@ -245,8 +245,10 @@ fn latest_invoice(reference: &Value) -> Result<Option<LatestInvoice>, String> {
         _ => None,
     };
     let period = moment("period_start").zip(moment("period_end"));
+    let is_written_off = matches!(field("status"), Some(Value::String(status)) if status == "uncollectible");
+    let written_off = moment("created").filter(|_| is_written_off);
     let id = optional_id(Some(reference), InvoiceId::new)?;
-    Ok(id.map(|id| LatestInvoice { id, is_final: is_deleted || is_no_draft, period }))
+    Ok(id.map(|id| LatestInvoice { id, is_final: is_deleted || is_no_draft, period, written_off }))
 }
 
 #[derive(Deserialize)]
@@ -277,6 +279,7 @@ impl Invoice {
 pub(super) struct SettledInvoice {
     pub(super) id: Option<String>,
     pub(super) lines: Option<List<Line>>,
+    parent: Option<InvoiceParent>,
     status_transitions: Option<StatusTransitions>,
 }
 
@@ -308,6 +311,17 @@ impl SettledInvoice {
     /// Whether it has more lines than were listed in it.
     pub(super) fn has_more_lines(&self) -> bool {
         self.lines.as_ref().is_some_and(|lines| lines.has_more == Some(true))
+    }
+
+    /// The cancelled subscription after whose end it was paid, if it is one of these. Nothing else of it need be readable, so that
+    /// no old invoice stands in anybody's way.
+    pub(super) fn paid_after_the_end_of(&self, subscriptions: &[SubscriptionFacts]) -> Option<SubscriptionId> {
+        let details = self.parent.as_ref()?.subscription_details.as_ref()?;
+        let id = named(details.subscription.as_ref())?;
+        let its = subscriptions.iter().find(|subscription| subscription.id.as_str() == id)?;
+        let ended_at = its.ended_at.filter(|_| its.status == Status::Canceled)?;
+        let paid_at = self.status_transitions.as_ref()?.paid_at?;
+        (EpochSecs::new(paid_at) > ended_at).then(|| its.id.clone())
     }
 
     /// When it was paid, and up to when it paid for the subscription; nothing if it paid for none of it.

@@ -157,7 +157,8 @@ impl BesideInvoice {
         let was_attempted = self.attempted == Some(true) || self.attempt_count.is_some_and(|count| count > 0);
         let standing = match self.status.as_deref() {
             Some("open") if was_attempted => InvoiceStanding::Overdue,
-            Some("paid" | "void" | "uncollectible") => InvoiceStanding::Settled,
+            Some("paid" | "void") => InvoiceStanding::Settled,
+            Some("uncollectible") => InvoiceStanding::WrittenOff,
             _ => InvoiceStanding::Other,
         };
         Ok(ListedInvoice { id: id_of(self.id.as_deref(), "an invoice", InvoiceId::new)?, standing })

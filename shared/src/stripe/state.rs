@@ -26,7 +26,7 @@ use super::{
 use crate::{
     domain::{
         facts::{CustomerFacts, InvoiceFacts, PaidInvoice, Status, SubscriptionFacts, by_rank},
-        id::{CustomerId, SubscriptionId, UserId},
+        id::{CustomerId, UserId},
         time::EpochSecs,
     },
     ports::{PaymentFacts, Payments, StripeError, StripeState},
@@ -92,9 +92,12 @@ impl<K: KeySource> StripeState for Stripe<K> {
             });
         }
         let subscriptions = subscriptions?;
-        // Only the one that counts can be restored by a late payment, and only once it has ended.
-        let paid_invoices = match by_rank(&subscriptions, |subscription| Some(&subscription.status)).first() {
-            Some(counts) if counts.status == Status::Canceled => self.paid_invoices(&counts.id).await?,
+        // Only where the best of them has ended can a late payment restore anything. A status that is newer than we know may be
+        // anything, and must not keep us from looking.
+        let known = |status: &Status| !matches!(status, Status::Other(_));
+        let ranked = by_rank(&subscriptions, |subscription| Some(&subscription.status).filter(|status| known(status)));
+        let paid_invoices = match ranked.first() {
+            Some(best) if best.status == Status::Canceled => self.paid_invoices(id, &subscriptions).await?,
             _ => Vec::new(),
         };
         Ok(CustomerFacts {
@@ -206,21 +209,26 @@ impl<K: KeySource> Stripe<K> {
         read(pages.await?, Invoice::read)
     }
 
-    /// The paid invoices of a subscription that paid for some of it, of the newest hundred: those that may be paid late are among
-    /// the last.
-    async fn paid_invoices(&self, subscription: &SubscriptionId) -> Result<Vec<PaidInvoice>, StripeError> {
+    /// Of a customer's newest hundred paid invoices those that were paid after the end of their subscription, and paid for some of
+    /// it: those that may be paid late are among the last.
+    async fn paid_invoices(
+        &self,
+        customer: &CustomerId,
+        subscriptions: &[SubscriptionFacts],
+    ) -> Result<Vec<PaidInvoice>, StripeError> {
         let paid = stripe_billing::InvoiceStatus::Paid;
-        let request = ListInvoice::new().subscription(subscription.as_str()).status(paid).limit(PAGE).build();
+        let request = ListInvoice::new().customer(customer.as_str()).status(paid).limit(PAGE).build();
         let Answered { value, request_id } = self.client.send(INVOICES, request.customize::<List<SettledInvoice>>()).await?;
         let invoices = value.data.ok_or_else(|| unreadable(format!("{INVOICES}: the list has no data"), &request_id))?;
         let mut all = Vec::new();
         for mut invoice in invoices {
+            let Some(subscription) = invoice.paid_after_the_end_of(subscriptions) else { continue };
             if let Some(id) = invoice.id.clone().filter(|_| invoice.has_more_lines()) {
                 let list = ListInvoiceInvoiceLineItem::new(id).limit(PAGE);
                 let lines = read(self.list(INVOICE_LINES, Longer::IsAnError, page_of!(list)).await?, Ok)?;
                 invoice.lines = Some(List { data: Some(lines), has_more: None });
             }
-            all.extend(invoice.read(subscription).map_err(|reason| unreadable(reason, &request_id))?);
+            all.extend(invoice.read(&subscription).map_err(|reason| unreadable(reason, &request_id))?);
         }
         Ok(all)
     }

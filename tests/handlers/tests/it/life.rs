@@ -50,7 +50,12 @@ async fn bench() -> Bench {
 impl Bench {
     /// Delivers a hint once, sent now; whether it is done.
     async fn deliver(&self, hint: &Hint) -> bool {
-        let messages = [(Some("m1"), json!(hint).to_string(), self.world.clock.now_ms(), 1)];
+        self.deliver_sent(hint, self.world.clock.now_ms()).await
+    }
+
+    /// The same, sent at a moment in milliseconds since 1970.
+    async fn deliver_sent(&self, hint: &Hint, sent_at_ms: i64) -> bool {
+        let messages = [(Some("m1"), json!(hint).to_string(), sent_at_ms, 1)];
         self.sync.handle(sqs_event(&messages), i64::MAX).await.unwrap().batch_item_failures.is_empty()
     }
 
@@ -80,6 +85,8 @@ impl Bench {
                 for field in [
                     "version",
                     "fetched_at_ms",
+                    "told_at",
+                    "unfailed",
                     "seen_at_ms",
                     "seen_before_ms",
                     "processed_at_ms",
@@ -256,6 +263,9 @@ impl Story {
     }
 }
 
+/// How long after it was sent a hint is handled, and handled again.
+const HANDLED_AFTER_MS: i64 = 3_000;
+
 #[tokio::test]
 async fn a_cut_at_any_call_of_a_port_changes_nothing_in_the_end() {
     let mut cuts = 0;
@@ -263,6 +273,7 @@ async fn a_cut_at_any_call_of_a_port_changes_nothing_in_the_end() {
         // Once without an accident: which calls are made, and what the end is.
         let clean = bench().await;
         let hint = story.prepare(&clean).await;
+        clean.world.clock.advance_ms(HANDLED_AFTER_MS);
         let before = clean.ports().map(|(faults, calls)| calls.iter().map(|call| faults.calls(call)).collect::<Vec<_>>());
         clean.done(&hint).await;
         let expected = clean.end().await;
@@ -276,9 +287,12 @@ async fn a_cut_at_any_call_of_a_port_changes_nothing_in_the_end() {
             for fault in [Fault::LoseRequest, Fault::LoseReply, Fault::CrashBefore, Fault::CrashAfter] {
                 let bench = bench().await;
                 let hint = story.prepare(&bench).await;
+                // Sent once, and so long ago that whatever fetches now has seen what it tells.
+                let sent_at_ms = bench.world.clock.now_ms();
+                bench.world.clock.advance_ms(HANDLED_AFTER_MS);
                 bench.ports()[port].0.at(call, nth, fault);
-                assert!(!bench.deliver(&hint).await, "{story:?} {call} {nth} {fault:?} was no accident");
-                bench.done(&hint).await;
+                assert!(!bench.deliver_sent(&hint, sent_at_ms).await, "{story:?} {call} {nth} {fault:?} was no accident");
+                assert!(bench.deliver_sent(&hint, sent_at_ms).await, "{story:?} {call} {nth} {fault:?}");
                 assert_eq!(bench.end().await, expected, "{story:?} {call} {nth} {fault:?}");
                 cuts += 1;
             }

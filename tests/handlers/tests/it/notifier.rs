@@ -369,6 +369,9 @@ async fn seven_kinds_of_notices_have_an_email() {
         if notice.kind == NoticeKind::AccessEnded {
             (notice.state, notice.reason) = (State::Ended, Some(Reason::PaymentOverdue));
         }
+        if notice.kind == NoticeKind::AccessRestored {
+            notice.state = State::Active;
+        }
     }
     bench.commit(&notices).await;
     bench.deliver_pending().await;

@@ -13,7 +13,7 @@ use tokentill::{
         notice,
         period::Cycle,
         price_list::Interval,
-        sync::{Decision, decide, failures},
+        sync::{Decision, Unfailed, decide, failures},
         time::EpochSecs,
     },
     ports::{AccountChange, Accounts, Clock, Commit, CustomerRecord, CustomerStanding, Processed},
@@ -108,7 +108,12 @@ pub(crate) fn subscriber(customer_id: &str, user_id: &str, since: &str) -> Custo
 pub(crate) fn overdue(mut facts: CustomerFacts, invoice: &str, created: &str) -> CustomerFacts {
     let subscription = &mut facts.subscriptions[0];
     subscription.status = Status::PastDue;
-    let latest = LatestInvoice { id: InvoiceId::new(invoice).unwrap(), is_final: true, period: Some((at(created), at(created))) };
+    let latest = LatestInvoice {
+        id: InvoiceId::new(invoice).unwrap(),
+        is_final: true,
+        period: Some((at(created), at(created))),
+        written_off: None,
+    };
     subscription.latest_invoice = Some(latest);
     facts.open_invoices = vec![InvoiceFacts {
         id: InvoiceId::new(invoice).unwrap(),
@@ -133,6 +138,7 @@ pub(crate) async fn commit(world: &World, user_id: &str, facts: &CustomerFacts) 
     let known = store.customer(&facts.customer).await.unwrap();
     let (version, seen_before_ms) = known.as_ref().map_or((0, 0), |known| (known.version, known.seen_at_ms));
     let failures = failures(&known.map(|known| known.failures).unwrap_or_default(), facts, None, world.clock.now_ms());
+    let unfailed = Unfailed::of(facts, &failures, world.clock.now_ms());
     let decision = decide(&world.prices, before.as_ref(), &user(user_id), facts, &failures, world.clock.now_ms());
     let Decision::Commit { account, notices, .. } = decision else { panic!("{decision:?}") };
     let event_id = EventId::new(format!("evt_{user_id}_{}", account.version)).unwrap();
@@ -145,10 +151,11 @@ pub(crate) async fn commit(world: &World, user_id: &str, facts: &CustomerFacts) 
         seen_before_ms,
         failures,
         untold: std::collections::BTreeMap::new(),
+        unfailed: Some(unfailed),
     };
     let change = AccountChange {
         account: &account,
-        next_due: notice::next_due(&account, &world.prices, world.clock.now()),
+        next_due: notice::next_due(&account, &world.prices),
         notices: &notices,
         processed: Some(Processed { event_id: &event_id, customer: &record }),
         at_ms: world.clock.now_ms(),

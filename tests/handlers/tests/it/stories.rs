@@ -7,7 +7,7 @@
 //! **What must come of it.** However the deliveries went, an account that was looked at in a step is the one that deliveries in
 //! good order lead to, and the beginning of each invoice's grace is what [`model`] computes from the schedule. What may differ,
 //! and why:
-//! - `version` counts the looks, and `fetched_at_ms` is the moment of the last one;
+//! - `version` counts the looks, and `fetched_at_ms` is the moment of the last one, as is `told_at`;
 //! - segments: a price switch has no moment at Stripe, so it is cut at the fetch that saw it, or not at all where nobody looked
 //!   before it was undone; and a subscription that nobody saw while it counted leaves no segment. So a story names
 //!   a span of time ([`vague`]) in which a moment's place may differ; at every other moment usage has the same place. How many
@@ -152,8 +152,9 @@ impl Play {
             let expected = model::state(&story.steps[step], subscription, deadline, moment);
             assert_eq!((state(moment).state, state(moment).reason), expected, "access at {moment}: {}", at());
         }
-        assert_eq!(account.announced.state, Some(state(now).state), "{}", at());
-        assert_eq!(account.announced.reminders, model::reminders(&overdue, now.as_secs()), "{}", at());
+        let told_at = account.told_at.map_or(now, |told_at| now.max(told_at));
+        assert_eq!(account.announced.state, Some(state(told_at).state), "{}", at());
+        assert_eq!(account.announced.reminders, model::reminders(&overdue, told_at.as_secs()), "{}", at());
     }
 
     /// Everything that the order of deliveries cannot have changed, and what it may have left unknown.
@@ -166,7 +167,7 @@ impl Play {
         let account = self.account();
         let mut rest = account.clone();
         rest.version = 0;
-        rest.fetched_at_ms = 0;
+        (rest.fetched_at_ms, rest.told_at) = (0, None);
         // Both follow from the beginning of grace, and were held against the model.
         (rest.announced.state, rest.announced.reminders) = (None, 0);
         rest.overdue.clear();
@@ -259,7 +260,7 @@ async fn every_schedule_there_is_ends_in_the_same_account() {
         let key = |play: &Play| {
             let mut account = play.machine.account.clone();
             if let Some(account) = &mut account {
-                (account.version, account.fetched_at_ms) = (0, 0);
+                (account.version, account.fetched_at_ms, account.told_at) = (0, 0, None);
             }
             let failures = play.machine.failures.clone();
             (serde_json::to_string(&account).unwrap(), failures, play.model.clone(), play.listener.clone(), play.seen)

@@ -4,9 +4,14 @@ use handlers::{Fault, Faulty, TestClock, World};
 use serde_json::Value;
 use sweeper::{Run, Sweeper};
 use tokentill::{
-    domain::{facts::Status, price_list::PriceList},
+    domain::{
+        facts::Status,
+        notice,
+        price_list::PriceList,
+        sync::{Decision, Failures, decide},
+    },
     dynamodb::Store,
-    ports::{Accounts, Clock, DueAccounts},
+    ports::{AccountChange, Accounts, Clock, Commit, DueAccounts},
     schedule::ScheduledEvent,
 };
 
@@ -113,23 +118,10 @@ async fn a_payment_between_reading_and_writing_wins() {
     bench.sweeper.accounts.faults.meanwhile("commit", 1, async move {
         let before = store.account(&user("ada")).await.unwrap();
         let facts = subscriber("cus_Ada", "ada", "2026-11-10T00:00:00Z");
-        let decision = tokentill::domain::sync::decide(
-            &prices,
-            before.as_ref(),
-            &user("ada"),
-            &facts,
-            &std::collections::BTreeMap::new(),
-            now_ms,
-        );
-        let tokentill::domain::sync::Decision::Commit { account, notices, .. } = decision else { panic!("{decision:?}") };
-        let change = tokentill::ports::AccountChange {
-            account: &account,
-            next_due: None,
-            notices: &notices,
-            processed: None,
-            at_ms: now_ms,
-        };
-        assert_eq!(store.commit(&change).await.unwrap(), tokentill::ports::Commit::Done);
+        let decision = decide(&prices, before.as_ref(), &user("ada"), &facts, &Failures::new(), now_ms);
+        let Decision::Commit { account, notices, .. } = decision else { panic!("{decision:?}") };
+        let change = AccountChange { account: &account, next_due: None, notices: &notices, processed: None, at_ms: now_ms };
+        assert_eq!(store.commit(&change).await.unwrap(), Commit::Done);
     });
     let run = bench.sweep("2026-11-22T12:00:00Z").await;
     assert_eq!((run.due, run.notices, run.lost_races, run.failed), (1, 0, 1, 0));
@@ -138,6 +130,31 @@ async fn a_payment_between_reading_and_writing_wins() {
     bench.sweep("2026-11-23T12:00:00Z").await;
     let told = bench.told().await;
     assert!(!told.contains(&"access.ended ada".to_owned()), "{told:?}");
+}
+
+/// A sweep goes by the moment of its event, and may be behind what `sync` saw meanwhile.
+#[tokio::test]
+async fn a_sweep_by_an_earlier_moment_takes_back_nothing_that_was_told_meanwhile() {
+    let bench = bench().await;
+    bench.world.clock.set("2026-11-21T12:00:00Z");
+    let event_at = bench.world.clock.now();
+    bench.world.clock.set("2026-11-22T12:00:01Z");
+    let (store, prices, now_ms) = (bench.world.store(), PriceList::shipped().unwrap(), bench.world.clock.now_ms());
+    bench.sweeper.accounts.faults.meanwhile("account", 1, async move {
+        let before = store.account(&user("ada")).await.unwrap();
+        let facts = overdue(subscriber("cus_Ada", "ada", "2026-11-10T00:00:00Z"), "in_1", "2026-11-15T11:00:00Z");
+        let failures = before.as_ref().unwrap().overdue.iter().map(|(invoice, overdue)| (invoice.clone(), overdue.since));
+        let decision = decide(&prices, before.as_ref(), &user("ada"), &facts, &failures.collect(), now_ms);
+        let Decision::Commit { account, notices, .. } = decision else { panic!("{decision:?}") };
+        let next_due = notice::next_due(&account, &prices);
+        let change = AccountChange { account: &account, next_due, notices: &notices, processed: None, at_ms: now_ms };
+        assert_eq!(store.commit(&change).await.unwrap(), Commit::Done);
+    });
+    let run = bench.sweeper.run(event_at).await.unwrap();
+    assert_eq!((run.due, run.notices, run.lost_races, run.failed), (1, 0, 0, 0));
+    assert_eq!(bench.told().await, and(&["access.ended ada"]));
+    bench.sweep("2026-11-23T12:00:00Z").await;
+    assert_eq!(bench.told().await, and(&["access.ended ada"]));
 }
 
 #[tokio::test]

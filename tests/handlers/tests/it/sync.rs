@@ -131,8 +131,8 @@ async fn the_sample_hint_provisions_the_account_with_its_mark_its_notice_and_its
         stored.push((table, bench.world.items(table).await));
     }
     expect![[r#"
-        accounts [{"announced":{"ending_at":null,"plan":"pro","reminders":0,"state":"active"},"clock_offset_secs":0,"customer_id":"cus_Ada","fetched_at_ms":1795348800000,"final_through":{},"overdue":{},"paid_until":null,"paused_by":null,"refused_claimants":[],"segments":[{"billed":["requests","tokens_in","tokens_out"],"customer":"cus_Ada","end":1796860800,"is_trial":false,"plan":"pro","renews":{"anchor":1794268800,"count":1,"interval":"month"},"start":1794268800,"subscription":"sub_Ada"}],"subscription":{"cancel_at":null,"ended_at":null,"flexible":true,"id":"sub_Ada","plan":"pro","status":"active","trial_end":null},"trial_end_told":null,"user_id":"ada","version":1}]
-        customers [{"customer_id":"cus_Ada","failures":{},"seen_at_ms":1795348800000,"seen_before_ms":0,"standing":"joined","untold":{},"user_id":"ada","version":1}]
+        accounts [{"announced":{"ending_at":null,"plan":"pro","reminders":0,"state":"active"},"clock_offset_secs":0,"customer_id":"cus_Ada","fetched_at_ms":1795348800000,"final_through":{},"overdue":{},"paid_until":null,"paused_by":null,"refused_claimants":[],"segments":[{"billed":["requests","tokens_in","tokens_out"],"customer":"cus_Ada","end":1796860800,"is_trial":false,"plan":"pro","renews":{"anchor":1794268800,"count":1,"interval":"month"},"start":1794268800,"subscription":"sub_Ada"}],"subscription":{"cancel_at":null,"ended_at":null,"flexible":true,"id":"sub_Ada","plan":"pro","status":"active","trial_end":null},"told_at":1795348800,"trial_end_told":null,"user_id":"ada","version":1}]
+        customers [{"customer_id":"cus_Ada","failures":{},"seen_at_ms":1795348800000,"seen_before_ms":0,"standing":"joined","unfailed":{"fetched_at_ms":1795348800000,"invoices":[]},"untold":{},"user_id":"ada","version":1}]
         processed [{"event_id":"evt_1TWcheckout","expires_at":1798372800,"processed_at_ms":1795348800000}]
         outbox [{"access_until":null,"at":1795348800,"committed_at_ms":1795348800000,"customer_id":"cus_Ada","day":null,"expires_at":1803124800,"invoice_id":null,"kind":"account.provisioned","notice_id":"3:ada/1:1/19:account.provisioned","payment":null,"pending_shard":"11","plan":"pro","previous_plan":null,"reason":null,"state":"active","user_id":"ada"}]
         quarantine []"#]]
@@ -178,6 +178,82 @@ async fn a_failure_that_begins_the_grace_period_earlier_is_never_skipped() {
     assert_eq!(since().await, at("2026-11-22T10:00:00Z"));
     let later = failed("evt_later", "2026-11-22T11:30:00Z");
     assert_eq!(bench.sync.hint(&later, long_ago).await, Ok(Outcome::Skipped), "it tells nothing new");
+}
+
+/// What is told is told by the moment of the fetch; what becomes due before the commit is left to the sweeper, which must find it.
+#[tokio::test]
+async fn a_deadline_that_passes_during_the_fetch_is_due_at_once() {
+    let bench = bench().await;
+    bench.world.stripe.set(overdue(ada(), "in_1", "2026-11-22T11:00:00Z"));
+    bench.hint(&failed("evt_1", "2026-11-22T11:30:00Z")).await.unwrap();
+    bench.world.clock.set("2026-11-29T11:29:59Z");
+    let clock = bench.world.clock.clone();
+    bench.world.stripe.faults.meanwhile("customer", 1, async move {
+        clock.set("2026-11-29T11:30:01Z");
+    });
+    bench.hint(&paid("evt_2")).await.unwrap();
+    assert_eq!(bench.world.clock.now(), at("2026-11-29T11:30:01Z"));
+    assert_eq!(bench.world.item("accounts").await["due_at"], at("2026-11-29T11:30:00Z").as_secs());
+    assert!(bench.notices().await.iter().all(|notice| !notice.ends_with("access.ended")));
+}
+
+/// G2: while a bank is asked the invoice is open and no failure of it is known; the one that is told then is news.
+#[tokio::test]
+async fn a_failure_of_an_invoice_that_was_open_without_one_is_never_skipped() {
+    let bench = bench().await;
+    let mut asked = overdue(ada(), "in_1", "2026-11-21T00:00:00Z");
+    asked.subscriptions[0].status = Status::Active;
+    bench.world.stripe.set(asked.clone());
+    bench.hint(&provision()).await.unwrap();
+    let long_ago = bench.account().await.fetched_at_ms - 60_000;
+    let failure = failed("evt_1", "2026-11-22T11:00:00Z");
+    assert_eq!(bench.sync.hint(&failure, long_ago).await, Ok(committed(0)), "no status tells of it yet");
+    let record = async || bench.world.store().customer(&customer("cus_Ada")).await.unwrap().unwrap();
+    assert_eq!(record().await.failures.values().next(), Some(&at("2026-11-22T11:00:00Z")));
+    // Nor where the fetch that is known of was one by an older version, which leaves what an earlier fetch showed.
+    bench.world.stripe.set(ada());
+    bench.hint(&paid("evt_2")).await.unwrap();
+    let mut stale = record().await;
+    stale.unfailed.as_mut().unwrap().fetched_at_ms -= 1;
+    bench.world.stripe.set(asked);
+    stale.version += 1;
+    let marked = EventId::new("evt_older_version").unwrap();
+    assert_eq!(bench.world.store().record(&stale, &marked).await.unwrap(), tokentill::ports::Commit::Done);
+    assert_eq!(bench.sync.hint(&failed("evt_3", "2026-11-22T11:00:00Z"), long_ago).await, Ok(committed(0)));
+}
+
+#[tokio::test]
+async fn fifty_failures_of_an_invoice_that_is_paid_cost_three_fetches_at_most() {
+    for (batch, apart_ms) in [(10, 0), (1, 0), (10, 100), (1, 100)] {
+        let bench = bench().await;
+        bench.world.stripe.set(ada());
+        let failures = |name: &str| -> Vec<_> {
+            let of = |n: i64| (n * apart_ms, failed(&format!("evt_{name}_{n}"), "2026-11-22T11:00:00Z"));
+            (0..50).map(of).collect()
+        };
+        let joined = bench.fetches_of(&failures("joined"), batch).await;
+        bench.world.clock.advance_ms(60_000);
+        bench.world.stripe.set(CustomerFacts { user_id: None, ..subscriber("cus_Nobody", "nobody", SINCE) });
+        let of_nobody = |(ms, hint): (i64, Hint)| (ms, Hint { customer: Some(customer("cus_Nobody")), ..hint });
+        let nobody = bench.fetches_of(&failures("nobody").into_iter().map(of_nobody).collect::<Vec<_>>(), batch).await;
+        assert!(joined <= 3 && nobody <= 3, "{batch} a batch, {apart_ms} ms apart: {joined}, {nobody}");
+    }
+}
+
+#[tokio::test]
+async fn a_batch_of_thin_events_asks_once_whose_an_object_is() {
+    let bench = bench().await;
+    bench.world.stripe.set(ada());
+    bench.world.stripe.set_object("sub_Ada", &customer("cus_Ada"));
+    let thin: Vec<_> = (0..10)
+        .map(|n| (n * 10, hint(&format!("evt_{n}"), "customer.subscription.updated", "2026-11-22T12:00:00Z", "sub_Ada", None)))
+        .collect();
+    assert!(bench.fetches_of(&thin, 10).await <= 3);
+    assert_eq!(bench.world.stripe.faults.calls("customer_of"), 1);
+    // The next batch asks again.
+    let next = hint("evt_next", "customer.subscription.updated", "2026-11-22T12:00:00Z", "sub_Ada", None);
+    bench.fetches_of(&[(60_000, next)], 10).await;
+    assert_eq!(bench.world.stripe.faults.calls("customer_of"), 2);
 }
 
 #[tokio::test]
@@ -553,7 +629,7 @@ async fn every_order_of_the_same_hints_ends_in_the_same_account() {
         }
         let mut account = serde_json::to_value(bench.account().await).unwrap();
         let mut notices = bench.notices().await;
-        for counter in ["version", "fetched_at_ms"] {
+        for counter in ["version", "fetched_at_ms", "told_at"] {
             account[counter].take();
         }
         notices.iter_mut().for_each(|notice| *notice = notice.rsplit(':').next().unwrap().to_owned());
@@ -835,7 +911,7 @@ fn with_newest_invoice(status_is_final: bool, period_end: &str) -> CustomerFacts
     let mut facts = ada();
     let id = InvoiceId::new("in_1").unwrap();
     facts.subscriptions[0].latest_invoice =
-        Some(LatestInvoice { id, is_final: status_is_final, period: Some((at(SINCE), at(period_end))) });
+        Some(LatestInvoice { id, is_final: status_is_final, period: Some((at(SINCE), at(period_end))), written_off: None });
     facts
 }
 
@@ -1144,7 +1220,7 @@ async fn a_customer_that_an_older_version_recorded_is_read_and_committed() {
     let bench = bench().await;
     bench.world.stripe.set(ada());
     bench.hint(&provision()).await.unwrap();
-    let newer = ["version", "failures", "seen_before_ms", "untold"];
+    let newer = ["version", "failures", "seen_before_ms", "untold", "unfailed"];
     bench.world.remove_attributes("customers", ("customer_id", "cus_Ada"), &newer).await;
     assert_eq!(bench.hint(&paid("evt_1")).await, Ok(committed(0)));
     assert_eq!(bench.world.item("customers").await["version"], 1);

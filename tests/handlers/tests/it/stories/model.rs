@@ -20,13 +20,16 @@ const REMINDER_DAYS: [i64; 2] = [3, 6];
 #[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Model {
     since: BTreeMap<String, i64>,
+    /// The open invoices of the last look without a known failure.
+    unfailed: BTreeSet<String>,
 }
 
 impl Model {
     /// A delivery led to a fetch at `now`, which saw `step`; `failure` is what the event itself told.
     ///
     /// The rule, by the letter: the earliest `created` of a payment failure seen for the invoice, or the first fetch that showed it
-    /// open and attempted. An attempt is none that failed as long as its subscription runs: a bank is still being asked.
+    /// open and attempted. An attempt is none that failed as long as its subscription runs: a bank is still being asked; nor is one
+    /// of an invoice that was made after its subscription's end, of which no status tells.
     pub(super) fn look(&mut self, step: &Step, failure: Option<(&str, i64)>, now: i64) {
         let mut know = |invoice: &str, at: i64| {
             let since = self.since.entry(invoice.to_owned()).or_insert(at);
@@ -34,11 +37,12 @@ impl Model {
         };
         for invoice in step.invoices.iter().filter(|invoice| invoice["status"] == "open") {
             let id = invoice["id"].as_str().unwrap();
-            if invoice["attempted"] == true && !runs(step, subscription_of(invoice)) {
-                // A clock that is behind Stripe's may show a moment before the invoice was made.
-                know(id, now.max(invoice["created"].as_i64().unwrap()));
+            let (created, told) = (invoice["created"].as_i64().unwrap(), failure.filter(|(failed, _)| *failed == id));
+            if invoice["attempted"] == true && !is_silent(step, subscription_of(invoice), created) {
+                // A clock that is behind Stripe's may show a moment before the invoice was made, or before it failed.
+                know(id, now.max(created).max(told.map_or(now, |(_, at)| at)));
             }
-            if let Some((_, at)) = failure.filter(|(failed, _)| *failed == id) {
+            if let Some((_, at)) = told {
                 know(id, at);
             }
         }
@@ -46,11 +50,14 @@ impl Model {
         let is_open =
             |id: &String| step.invoices.iter().any(|invoice| invoice["id"] == id.as_str() && invoice["status"] == "open");
         self.since.retain(|id, _| is_open(id));
+        let open =
+            step.invoices.iter().filter(|invoice| invoice["status"] == "open").map(|invoice| invoice["id"].as_str().unwrap());
+        self.unfailed = open.filter(|id| !self.since.contains_key(*id)).map(str::to_owned).collect();
     }
 
-    /// Whether a failure of an invoice is no news.
+    /// Whether a failure of an invoice is no news: an earlier one is known, or it was no longer open at the last look.
     pub(super) fn knows(&self, invoice: &str, at: i64) -> bool {
-        self.since.get(invoice).is_none_or(|since| *since <= at)
+        self.since.get(invoice).map_or(!self.unfailed.contains(invoice), |since| *since <= at)
     }
 
     /// The overdue invoices of a subscription.
@@ -65,9 +72,14 @@ fn subscription_of(invoice: &Value) -> &str {
     invoice["parent"]["subscription_details"]["subscription"].as_str().unwrap()
 }
 
-fn runs(step: &Step, subscription: &str) -> bool {
+/// Whether the subscription says nothing of an attempt to pay an invoice that was made at a moment.
+fn is_silent(step: &Step, subscription: &str, created: i64) -> bool {
     let found = step.subscriptions.iter().find(|found| found["id"] == subscription).unwrap();
-    matches!(found["status"].as_str(), Some("active" | "trialing"))
+    match found["status"].as_str() {
+        Some("active" | "trialing") => true,
+        Some("canceled") => found["ended_at"].as_i64().unwrap() <= created,
+        _ => false,
+    }
 }
 
 /// What access is, by Stripe's own word of the subscription that counts.
@@ -185,7 +197,8 @@ impl Listener {
             NoticeKind::AccountProvisioned | NoticeKind::AccessRestored => self.access = Access::Given,
             NoticeKind::AccessEnded => (self.access, self.in_grace) = (Access::Taken, false),
             NoticeKind::SubscriptionEnded => (self.access, self.in_grace) = (Access::Over, false),
-            NoticeKind::GraceStarted => (self.in_grace, self.reminders) = (true, 0),
+            // The last invoice of one that is over is told by this alone.
+            NoticeKind::GraceStarted => (self.access, self.in_grace, self.reminders) = (Access::Given, true, 0),
             NoticeKind::GraceCleared => self.in_grace = false,
             NoticeKind::GraceReminder => self.reminders += 1,
             NoticeKind::SubscriptionEnding => self.ending = until,
