@@ -744,12 +744,21 @@ pub trait EmailAttempts {
 
 /// The notices that are not delivered yet.
 pub trait PendingNotices {
-    /// Those committed at or before this real moment in milliseconds since 1970, the oldest of each shard first, at most about
-    /// `limit` of them. Eventually consistent.
+    /// How many shards the index of pending notices has; they are numbered from 0.
+    const SHARDS: u8;
+
+    /// Those of a shard committed at or before this real moment in milliseconds since 1970, the oldest first, and only those that come
+    /// after `after`: at most `limit` of them, and fewer only if there are no more. Eventually consistent.
     ///
     /// # Errors
     /// [`Unavailable`].
-    async fn pending(&self, until_ms: i64, limit: usize) -> Result<Vec<PendingNotice>, Unavailable>;
+    async fn pending(
+        &self,
+        shard: u8,
+        until_ms: i64,
+        after: Option<&PendingNotice>,
+        limit: u8,
+    ) -> Result<Vec<PendingNotice>, Unavailable>;
 
     /// Has the table's stream carry a pending notice to the notifier once more. Whether it was still pending.
     ///

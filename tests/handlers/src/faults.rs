@@ -259,8 +259,16 @@ impl<P: EmailAttempts> EmailAttempts for Faulty<P> {
 }
 
 impl<P: PendingNotices> PendingNotices for Faulty<P> {
-    async fn pending(&self, until_ms: i64, limit: usize) -> Result<Vec<PendingNotice>, Unavailable> {
-        self.call("pending", self.port.pending(until_ms, limit)).await
+    const SHARDS: u8 = P::SHARDS;
+
+    async fn pending(
+        &self,
+        shard: u8,
+        until_ms: i64,
+        after: Option<&PendingNotice>,
+        limit: u8,
+    ) -> Result<Vec<PendingNotice>, Unavailable> {
+        self.call("pending", self.port.pending(shard, until_ms, after, limit)).await
     }
 
     async fn wake(&self, notice_id: &str, at_ms: i64) -> Result<bool, Unavailable> {

@@ -22,7 +22,7 @@ use tokentill::{
         sync::{Decision, Failures, decide},
     },
     dynamodb::Store,
-    ports::{AccountChange, Accounts, Clock, Commit, Email, EmailAttempts, EventBus, Mailer, NotSent, Outbox, PendingNotices},
+    ports::{AccountChange, Accounts, Clock, Commit, Email, EmailAttempts, EventBus, Mailer, NotSent, Outbox, PendingNotices as _},
 };
 
 use crate::{
@@ -490,19 +490,21 @@ async fn a_notice_leaves_the_index_only_when_both_parts_are_settled_and_a_known_
 // What the stream lost
 
 #[tokio::test]
-async fn what_the_stream_lost_is_woken_after_a_quarter_of_an_hour_and_needs_a_person_after_an_hour() {
+async fn what_the_stream_lost_is_woken_after_a_quarter_of_an_hour_and_needs_a_person_once_that_did_not_help() {
     let bench = bench().await;
     let sweeper = crate::sweeper::function(&bench.world);
     let sweep = async |minutes: i64| {
         bench.minutes_pass(minutes);
-        let run = sweeper.run(bench.world.clock.now()).await.unwrap();
+        let run = sweeper.run(bench.world.clock.now(), i64::MAX).await.unwrap();
         (run.woken, run.stuck)
     };
     assert_eq!(sweep(14).await, (0, 0));
     assert_eq!(sweep(1).await, (1, 0));
     let woken = bench.row().await["woken_at_ms"].clone();
     assert!(woken.is_i64(), "the stream carries it again");
-    assert_eq!(sweep(46).await, (1, 1));
+    assert_eq!(sweep(59).await, (1, 0), "nobody has seen whether the wake of an hour before helped, if there was one");
+    assert_eq!(sweep(60).await, (1, 0));
+    assert_eq!(sweep(1).await, (1, 1));
     assert_ne!(bench.row().await["woken_at_ms"], woken, "every wake is a change, or the stream would not carry it");
     bench.deliver_pending().await;
     assert_eq!((bench.bus.ids().len(), bench.mail.sent().len()), (1, 1));
@@ -517,22 +519,43 @@ async fn one_notice_that_cannot_be_woken_holds_up_no_other() {
     bench.minutes_pass(20);
     let sweeper = crate::sweeper::function(&bench.world);
     sweeper.accounts.faults.at("wake", 3, Fault::LoseRequest);
-    let run = sweeper.run(bench.world.clock.now()).await.unwrap();
+    let run = sweeper.run(bench.world.clock.now(), i64::MAX).await.unwrap();
     assert_eq!((run.woken, run.failed), (12, 1));
 }
 
+/// 70 notices in one shard of the index, and one in its last.
+async fn a_full_shard(bench: &Bench) {
+    let in_shard = |shard: u8, count: usize| {
+        let ids = (0..).map(|n| format!("n{n}")).filter(move |id| tokentill::domain::id::shard_of(id, 16) == shard);
+        ids.take(count).map(|notice_id| Notice { notice_id, ..notice(NoticeKind::PlanChanged) })
+    };
+    bench.commit(&in_shard(3, 70).chain(in_shard(15, 1)).collect::<Vec<_>>()).await;
+    bench.minutes_pass(20);
+}
+
 #[tokio::test]
-async fn a_sweep_wakes_a_bounded_number_and_leaves_no_shard_out() {
+async fn a_sweep_wakes_all_that_is_pending_however_full_a_shard_is() {
     let bench = quiet_bench().await;
-    let many: Vec<Notice> = (0..90).map(|n| Notice { notice_id: format!("n{n}"), ..notice(NoticeKind::PlanChanged) }).collect();
-    bench.commit(&many).await;
-    let store = bench.world.store();
-    let until_ms = bench.world.clock.now_ms();
-    assert_eq!(store.pending(until_ms, 1_000).await.unwrap().len(), 90);
-    assert_eq!(store.pending(until_ms - 1, 1_000).await.unwrap(), []);
-    let few = store.pending(until_ms, 16).await.unwrap();
-    let shards: BTreeSet<u8> = few.iter().map(|notice| tokentill::domain::id::shard_of(&notice.notice_id, 16)).collect();
-    assert!(few.len() <= 16 && shards.len() == few.len(), "{few:?}");
+    a_full_shard(&bench).await;
+    let sweeper = crate::sweeper::function(&bench.world);
+    assert_eq!(sweeper.run(bench.world.clock.now(), i64::MAX).await.unwrap().woken, 71);
+    let rows = bench.world.items("outbox").await;
+    assert!(rows.iter().all(|row| row["woken_at_ms"].is_i64()), "{rows:#?}");
+}
+
+#[tokio::test]
+async fn a_sweep_wakes_a_share_of_each_shard_in_turn_until_its_time_is_over() {
+    let bench = quiet_bench().await;
+    a_full_shard(&bench).await;
+    let sweeper = crate::sweeper::function(&bench.world);
+    let clock = bench.world.clock.clone();
+    sweeper.accounts.faults.meanwhile("wake", 40, async move { clock.advance_ms(1_000) });
+    let stop_at_ms = bench.world.clock.now_ms() + 1_000;
+    assert_eq!(sweeper.run(bench.world.clock.now(), stop_at_ms).await.unwrap().woken, 40);
+    let rows = bench.world.items("outbox").await;
+    let woken = rows.iter().filter(|row| row["woken_at_ms"].is_i64());
+    let last = woken.filter(|row| row["pending_shard"] == "15").count();
+    assert_eq!(last, 1, "behind the full one");
 }
 
 /// The stream's filter: new rows and woken ones, and nothing that the notifier writes.

@@ -434,14 +434,16 @@ async fn a_part_that_fails_stops_no_other_and_what_is_due_comes_first() {
             assert_eq!((repaired.failed, (repaired.events, repaired.differences)), (1, done), "{call} {fault:?}");
         }
     }
-    let bench = bench().await;
-    bench.lost("evt_1", "2026-11-22T12:01:00Z");
-    bench.world.clock.set("2026-11-22T13:00:00Z");
-    let sweeper = crate::sweeper::function(&bench.world);
-    sweeper.accounts.faults.always("due", Fault::LoseRequest);
-    let now = bench.world.clock.now();
-    assert!(sweep(&sweeper, &bench.repair, now, &invocation(&bench.world, "inv")).await.is_err());
-    assert_eq!(bench.queued(), ["evt_1"], "the repairs are done all the same");
+    for fault in [Fault::LoseRequest, Fault::CrashBefore] {
+        let bench = bench().await;
+        bench.lost("evt_1", "2026-11-22T12:01:00Z");
+        bench.world.clock.set("2026-11-22T13:00:00Z");
+        let sweeper = crate::sweeper::function(&bench.world);
+        sweeper.accounts.faults.always("due", fault);
+        let now = bench.world.clock.now();
+        assert!(sweep(&sweeper, &bench.repair, now, &invocation(&bench.world, "inv")).await.is_err());
+        assert_eq!(bench.queued(), ["evt_1"], "the repairs are done all the same");
+    }
 }
 
 #[tokio::test]
