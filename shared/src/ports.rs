@@ -522,6 +522,9 @@ pub struct SweeperMemory {
     /// When the endpoint was first seen to ask for them again, while that holds.
     #[serde(default)]
     pub endpoint_mended_at: Option<EpochSecs>,
+    /// When the endpoint was last seen in order, unless all events since were listed. From then on nobody may have asked for them.
+    #[serde(default)]
+    pub endpoint_good_at: Option<EpochSecs>,
     /// What is wrong with the webhook endpoint, as it was told, and when.
     #[serde(default)]
     pub endpoint_told: Option<(String, EpochSecs)>,
@@ -735,11 +738,22 @@ pub trait EmailAttempts {
     /// [`Unavailable`] if it is not certain that it is settled.
     async fn settle_email(&self, notice_id: &str, email_id: Option<&str>, fate: &Fate, at_ms: i64) -> Result<bool, Unavailable>;
 
-    /// Notes what the mail service told afterwards of the e-mail of this name. Whether it is known and this was new.
+    /// Notes what the mail service told afterwards of the e-mail of this name.
     ///
     /// # Errors
     /// [`Unavailable`] if it is not certain that it is noted.
-    async fn note_feedback(&self, email_id: &str, feedback: &Feedback) -> Result<bool, Unavailable>;
+    async fn note_feedback(&self, email_id: &str, feedback: &Feedback) -> Result<Noted, Unavailable>;
+}
+
+/// What became of something that the mail service told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Noted {
+    /// It is noted now.
+    Now,
+    /// It was noted before.
+    Before,
+    /// No e-mail of this name is found: the index may be behind, or its notice has expired.
+    NotFound,
 }
 
 /// The notices that are not delivered yet.

@@ -16,7 +16,7 @@ use serde::Deserialize;
 use super::{Changes, Store, accounts::INDEX_SHARDS, from_item, number, text, unavailable};
 use crate::{
     domain::email::{Fate, Feedback, FeedbackKind},
-    ports::{EmailAttempts, Outbox, OutboxRow, PendingNotice, PendingNotices, Unavailable},
+    ports::{EmailAttempts, Noted, Outbox, OutboxRow, PendingNotice, PendingNotices, Unavailable},
 };
 
 const CLAIM: &str = "claiming an e-mail";
@@ -98,7 +98,7 @@ impl EmailAttempts for Store {
         self.change_notice("settling an e-mail", notice_id, changes, condition).await
     }
 
-    async fn note_feedback(&self, email_id: &str, feedback: &Feedback) -> Result<bool, Unavailable> {
+    async fn note_feedback(&self, email_id: &str, feedback: &Feedback) -> Result<Noted, Unavailable> {
         const WHAT: &str = "looking for the notice of an e-mail";
         let query = self
             .client
@@ -109,7 +109,7 @@ impl EmailAttempts for Store {
             .expression_attribute_values(":email", text(email_id))
             .limit(1);
         let found = query.send().await.map_err(unavailable(WHAT))?.items.unwrap_or_default().pop();
-        let Some(item) = found else { return Ok(false) };
+        let Some(item) = found else { return Ok(Noted::NotFound) };
         let notice_id = from_item::<NoticeKey>(WHAT, item)?.notice_id;
         let attribute = match feedback.kind {
             FeedbackKind::Bounced => "email_bounced",
@@ -121,7 +121,8 @@ impl EmailAttempts for Store {
         changes.remove("woken_at_ms");
         let (key, told) = (changes.name("notice_id"), changes.name(attribute));
         let condition = format!("attribute_exists({key}) AND attribute_not_exists({told})");
-        self.change_notice("noting what became of an e-mail", &notice_id, changes, condition).await
+        let is_new = self.change_notice("noting what became of an e-mail", &notice_id, changes, condition).await?;
+        Ok(if is_new { Noted::Now } else { Noted::Before })
     }
 }
 

@@ -22,7 +22,7 @@ use tokentill::{
     },
     ports::{
         AccountBatches, AccountChange, Accounts, Books, Commit, CustomerRecord, DueAccounts, EmailAttempts, Heard, Ledger,
-        MeterErrors, Outbox, OutboxRow, Parked, ParkedPlace, PaymentNotices, PendingNotice, PendingNotices, Quarantine,
+        MeterErrors, Noted, Outbox, OutboxRow, Parked, ParkedPlace, PaymentNotices, PendingNotice, PendingNotices, Quarantine,
         QuarantineEntries, QuarantineEntry, Quarantined, Readable, ReporterMemory, ReporterState, SweeperMemory, SweeperState,
         Told, Touched, Unavailable, Written,
     },
@@ -253,7 +253,7 @@ impl<P: EmailAttempts> EmailAttempts for Faulty<P> {
         self.call("settle_email", self.port.settle_email(notice_id, email_id, fate, at_ms)).await
     }
 
-    async fn note_feedback(&self, email_id: &str, feedback: &Feedback) -> Result<bool, Unavailable> {
+    async fn note_feedback(&self, email_id: &str, feedback: &Feedback) -> Result<Noted, Unavailable> {
         self.call("note_feedback", self.port.note_feedback(email_id, feedback)).await
     }
 }
