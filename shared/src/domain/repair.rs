@@ -445,7 +445,15 @@ mod tests {
     #[test]
     fn an_invoice_that_is_overdue_or_settled_without_our_knowing_is_found() {
         let invoice = |standing| Some(ListedInvoice { id: InvoiceId::new("in_1").unwrap(), standing });
-        assert_eq!(with(|listed| listed.invoice = invoice(InvoiceStanding::Overdue)), Some(Difference::InvoiceOverdue));
+        let overdue = |listed: &mut ListedSubscription| listed.invoice = invoice(InvoiceStanding::Overdue);
+        assert_eq!(with(overdue), None, "while the subscription runs, a bank has yet to answer");
+        let mut past_due = subscribed(START);
+        past_due.subscription.as_mut().unwrap().status = Status::PastDue;
+        let mut unpaid = listed();
+        unpaid.facts.status = Status::PastDue;
+        assert_eq!(found(&past_due, &unpaid), None);
+        overdue(&mut unpaid);
+        assert_eq!(found(&past_due, &unpaid), Some(Difference::InvoiceOverdue));
         assert_eq!(with(|listed| listed.invoice = invoice(InvoiceStanding::Other)), None);
         assert_eq!(with(|listed| listed.invoice = invoice(InvoiceStanding::Settled)), None);
         let mut account = subscribed(START);
