@@ -535,6 +535,9 @@ pub struct SweeperMemory {
     /// When the endpoint was first seen to ask for them again, while that holds.
     #[serde(default)]
     pub endpoint_mended_at: Option<EpochSecs>,
+    /// When the endpoint was last seen in order, unless all events since were listed. From then on nobody may have asked for them.
+    #[serde(default)]
+    pub endpoint_good_at: Option<EpochSecs>,
     /// What is wrong with the webhook endpoint, as it was told, and when.
     #[serde(default)]
     pub endpoint_told: Option<(String, EpochSecs)>,
@@ -748,21 +751,41 @@ pub trait EmailAttempts {
     /// [`Unavailable`] if it is not certain that it is settled.
     async fn settle_email(&self, notice_id: &str, email_id: Option<&str>, fate: &Fate, at_ms: i64) -> Result<bool, Unavailable>;
 
-    /// Notes what the mail service told afterwards of the e-mail of this name. Whether it is known and this was new.
+    /// Notes what the mail service told afterwards of the e-mail of this name.
     ///
     /// # Errors
     /// [`Unavailable`] if it is not certain that it is noted.
-    async fn note_feedback(&self, email_id: &str, feedback: &Feedback) -> Result<bool, Unavailable>;
+    async fn note_feedback(&self, email_id: &str, feedback: &Feedback) -> Result<Noted, Unavailable>;
+}
+
+/// What became of something that the mail service told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Noted {
+    /// It is noted now.
+    Now,
+    /// It was noted before.
+    Before,
+    /// No e-mail of this name is found: the index may be behind, or its notice has expired.
+    NotFound,
 }
 
 /// The notices that are not delivered yet.
 pub trait PendingNotices {
-    /// Those committed at or before this real moment in milliseconds since 1970, the oldest of each shard first, at most about
-    /// `limit` of them. Eventually consistent.
+    /// How many shards the index of pending notices has; they are numbered from 0.
+    const SHARDS: u8;
+
+    /// Those of a shard committed at or before this real moment in milliseconds since 1970, the oldest first, and only those that come
+    /// after `after`: at most `limit` of them, and fewer only if there are no more. Eventually consistent.
     ///
     /// # Errors
     /// [`Unavailable`].
-    async fn pending(&self, until_ms: i64, limit: usize) -> Result<Vec<PendingNotice>, Unavailable>;
+    async fn pending(
+        &self,
+        shard: u8,
+        until_ms: i64,
+        after: Option<&PendingNotice>,
+        limit: u8,
+    ) -> Result<Vec<PendingNotice>, Unavailable>;
 
     /// Has the table's stream carry a pending notice to the notifier once more. Whether it was still pending.
     ///

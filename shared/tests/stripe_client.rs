@@ -1343,6 +1343,7 @@ async fn all_subscriptions_are_read_each_on_its_own() {
     expanded["customer"] = customer();
     let mut deleted = subscription();
     deleted["customer"] = json!({ "id": "cus_gone", "object": "customer", "deleted": true });
+    deleted["items"]["has_more"] = true.into();
     let mut broken = subscription();
     broken["id"] = "sub_odd".into();
     broken.as_object_mut().unwrap().remove("status");
@@ -1361,6 +1362,7 @@ async fn all_subscriptions_are_read_each_on_its_own() {
     assert_eq!((first.customer.as_str(), first.facts.id.as_str(), &first.facts.status), ("cus_ada", "sub_ada", &Status::PastDue));
     assert_eq!((first.customer_user.as_ref(), first.customer_deleted), (Some(&user("ada of the customer")), false));
     assert_eq!((deleted.customer.as_str(), deleted.customer_deleted), ("cus_gone", true));
+    assert_eq!([first, deleted, last].map(|listed| listed.has_more_items), [false, true, false]);
     let overdue = ListedInvoice { id: InvoiceId::new("in_2").unwrap(), standing: InvoiceStanding::Overdue };
     assert_eq!((first.invoice.as_ref(), first.changed_at), (Some(&overdue), EpochSecs::new(1_795_500_000)));
     assert_eq!((last.invoice.as_ref(), last.changed_at), (None, EpochSecs::new(1_793_534_401)), "of an id nothing more is known");

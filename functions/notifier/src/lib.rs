@@ -18,7 +18,8 @@ use tokentill::{
     },
     log::{self, Line},
     ports::{
-        Clock, Correspondence, Email, EmailAttempts, EventBus, Mailer, NotSent, Outbox, OutboxRow, StripeError, Unavailable,
+        Clock, Correspondence, Email, EmailAttempts, EventBus, Mailer, NotSent, Noted, Outbox, OutboxRow, StripeError,
+        Unavailable,
     },
     records::{self, Panicked},
 };
@@ -28,8 +29,8 @@ use crate::event::{Record, Trigger};
 /// An attempt that is not settled by then is over, in milliseconds: longer than the function may run, and longer than two clocks
 /// differ.
 const ATTEMPT_OVER_MS: i64 = 600_000;
-/// No attempt at an e-mail begins with less time left, in milliseconds: sending and settling have to fit.
-const ATTEMPT_NEEDS_MS: i64 = 15_000;
+/// No attempt at an e-mail begins with less time left, in milliseconds: claiming, sending and settling have to fit.
+const ATTEMPT_NEEDS_MS: i64 = 22_000;
 
 /// The function, with what it needs of the world.
 #[derive(Debug)]
@@ -96,6 +97,19 @@ pub struct Delivery {
     pub again: Option<Again>,
 }
 
+/// How far a record is once its event was seen to.
+enum Begun {
+    /// There was no time for it.
+    NotReached,
+    /// Nothing more is to be done of it now.
+    Over {
+        /// Whether it has to come again.
+        again: bool,
+    },
+    /// Its event was published now or before, or could not be; its e-mail is still to be seen to.
+    Published(Box<OutboxRow>, Delivery),
+}
+
 /// The records of a batch that have to come again; Lambda begins with the first of them.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -155,15 +169,23 @@ where
         }
     }
 
+    /// Handles a batch: all of its events first, then its e-mails. An e-mail may have to wait for Stripe and for the mail service, and no
+    /// event waits for those.
     async fn records(&self, records: &[Record], stop_at_ms: i64) -> Result<Response, Nameless> {
+        let mut begun = Vec::with_capacity(records.len());
+        for record in records {
+            begun.push(self.begin(record, stop_at_ms).await);
+        }
         let mut response = Response::default();
         let mut not_reached = 0_u64;
-        for record in records {
-            let again = if self.clock.now_ms() >= stop_at_ms {
-                not_reached = not_reached.saturating_add(1);
-                true
-            } else {
-                self.record(record, stop_at_ms).await
+        for (record, begun) in records.iter().zip(begun) {
+            let again = match begun {
+                Begun::Over { again } => again,
+                Begun::Published(row, delivery) if self.clock.now_ms() < stop_at_ms => self.end(&row, delivery, stop_at_ms).await,
+                Begun::Published(..) | Begun::NotReached => {
+                    not_reached = not_reached.saturating_add(1);
+                    true
+                }
             };
             if again {
                 let sequence = record.sequence_number().ok_or(Nameless)?;
@@ -176,54 +198,79 @@ where
         Ok(response)
     }
 
-    /// Handles one record. Whether it has to come again.
-    async fn record(&self, record: &Record, stop_at_ms: i64) -> bool {
+    /// Reads the row of a record, and publishes its event.
+    async fn begin(&self, record: &Record, stop_at_ms: i64) -> Begun {
+        if self.clock.now_ms() >= stop_at_ms {
+            return Begun::NotReached;
+        }
         let Some(notice_id) = record.notice_id() else {
             // Nothing can be done with it; the row it is of is found by the sweeper.
             Line::new("notifier", "record of no notice").count("NeedsAttention", 1).write(&self.clock);
-            return false;
+            return Begun::Over { again: false };
         };
-        // A notice's id holds the user's, which may be an address.
-        let line = |message| Line::new("notifier", message).field("notice", log::pseudonym(notice_id));
-        let left = records::time_left(self.clock.now_ms(), stop_at_ms);
-        // One slow call must not take the whole batch down with the function's time.
-        let work = tokio::time::timeout(left, Box::pin(self.notice(notice_id, stop_at_ms)));
-        let (line, again) = match records::isolated(work).await {
-            Ok(Ok(Some((row, delivery)))) => {
-                let again = delivery.again.is_some();
-                (delivery_line(line("notice delivered"), &row, &delivery), again)
+        let work = async {
+            let row = self.outbox.row(notice_id).await?.filter(|row| row.pending_shard.is_some());
+            let Some(row) = row else { return Ok(None) };
+            let mut delivery = Delivery::default();
+            if row.published_at_ms.is_none() {
+                delivery.again = self.publish(&row, &mut delivery).await.err();
             }
-            Ok(Ok(None)) => (line("notice is settled or gone"), false),
-            Ok(Err(over)) => {
-                let _: tokio::time::error::Elapsed = over;
-                (line("notice put off").field("error", Again::TimeOver.to_string()), true)
-            }
-            Err(panicked @ Panicked) => (line("notice put off").field("error", panicked.to_string()), true),
+            Ok::<_, Again>(Some((row, delivery)))
         };
-        line.write(&self.clock);
-        again
+        match self.in_time(work, stop_at_ms).await {
+            Ok(Ok(Some((row, delivery)))) => Begun::Published(Box::new(row), delivery),
+            Ok(Ok(None)) => {
+                line(notice_id, "notice is settled or gone").write(&self.clock);
+                Begun::Over { again: false }
+            }
+            Ok(Err(again)) => self.put_off(notice_id, &again.to_string()),
+            Err(error) => self.put_off(notice_id, &error),
+        }
     }
 
-    /// Delivers one notice as far as it can be now. `None` if there is nothing to do.
-    async fn notice(&self, notice_id: &str, stop_at_ms: i64) -> Option<(Option<OutboxRow>, Delivery)> {
-        let row = match self.outbox.row(notice_id).await {
-            Ok(row) => row.filter(|row| row.pending_shard.is_some())?,
-            Err(error) => return Some((None, Delivery { again: Some(error.into()), ..Delivery::default() })),
-        };
-        let mut delivery = Delivery::default();
-        // The two side by side would be faster, and harder to follow; neither stops the other either way.
-        let published = if row.published_at_ms.is_some() { Ok(()) } else { self.publish(&row, &mut delivery).await };
-        let emailed = if row.email_state.is_some() { Ok(true) } else { self.email(&row, stop_at_ms, &mut delivery).await };
-        match (published, emailed) {
-            (Ok(()), Ok(true)) => match self.outbox.finish(notice_id).await {
+    /// Settles the e-mail of a notice whose event was seen to. Whether its record has to come again.
+    async fn end(&self, row: &OutboxRow, mut delivery: Delivery, stop_at_ms: i64) -> bool {
+        let notice_id = row.notice.notice_id.as_str();
+        if let Err(error) = self.in_time(self.settled(row, stop_at_ms, &mut delivery), stop_at_ms).await {
+            self.put_off(notice_id, &error);
+            return true;
+        }
+        delivery_line(line(notice_id, "notice delivered"), row, &delivery).write(&self.clock);
+        delivery.again.is_some()
+    }
+
+    fn put_off(&self, notice_id: &str, error: &str) -> Begun {
+        line(notice_id, "notice put off").field("error", error).write(&self.clock);
+        Begun::Over { again: true }
+    }
+
+    /// Does a record's work. One slow call must not take the whole batch down with the function's time, nor must one that panics.
+    async fn in_time<T>(&self, work: impl Future<Output = T>, stop_at_ms: i64) -> Result<T, String> {
+        let left = records::time_left(self.clock.now_ms(), stop_at_ms);
+        match records::isolated(tokio::time::timeout(left, Box::pin(work))).await {
+            Ok(Ok(done)) => Ok(done),
+            Ok(Err(over)) => {
+                let _: tokio::time::error::Elapsed = over;
+                Err(Again::TimeOver.to_string())
+            }
+            Err(panicked @ Panicked) => Err(panicked.to_string()),
+        }
+    }
+
+    /// Sees to the e-mail, whatever became of the event, and takes the row out of the index once both are settled.
+    async fn settled(&self, row: &OutboxRow, stop_at_ms: i64, delivery: &mut Delivery) {
+        let emailed = if row.email_state.is_some() { Ok(true) } else { self.email(row, stop_at_ms, delivery).await };
+        match emailed {
+            Ok(true) if delivery.again.is_none() => match self.outbox.finish(&row.notice.notice_id).await {
                 Ok(finished) => delivery.finished = finished,
                 Err(error) => delivery.again = Some(error.into()),
             },
             // Somebody else is at the e-mail, or was and is gone: the sweeper wakes the notice when that can be told.
-            (Ok(()), Ok(false)) => {}
-            (Err(error), _) | (_, Err(error)) => delivery.again = Some(error),
+            Ok(_) => {}
+            Err(error) => {
+                delivery.again.get_or_insert(error);
+            }
         }
-        Some((Some(row), delivery))
     }
 
     async fn publish(&self, row: &OutboxRow, delivery: &mut Delivery) -> Result<(), Again> {
@@ -292,13 +339,14 @@ where
     }
 
     /// Notes what the mail service tells of an e-mail that it had taken.
-    async fn told(&self, told: event::Told) -> Result<(), Unavailable> {
+    async fn told(&self, told: event::Told) -> Result<(), Error> {
         let line = Line::new("notifier", "mail service told of an e-mail");
         let event::Told::Of { email_id, feedback } = told else {
             line.field("email", "of another sender").write(&self.clock);
             return Ok(());
         };
-        let new = self.outbox.note_feedback(&email_id, &feedback).await?;
+        let noted = self.outbox.note_feedback(&email_id, &feedback).await?;
+        let new = noted == Noted::Now;
         let name = match feedback.kind {
             FeedbackKind::Bounced => "bounced",
             FeedbackKind::Complained => "complained",
@@ -307,8 +355,9 @@ where
         let line = line.field("email", name).field("email_id", email_id).field("code", feedback.code).field("new", new);
         // Mail services close an account over complaints.
         let line = if new && feedback.kind == FeedbackKind::Complained { line.count("NeedsAttention", 1) } else { line };
-        line.write(&self.clock);
-        Ok(())
+        line.maybe("error", (noted == Noted::NotFound).then_some(Error::NoSuchEmail)).write(&self.clock);
+        // The index may be behind the e-mail: then it comes again.
+        if noted == Noted::NotFound { Err(Error::NoSuchEmail) } else { Ok(()) }
     }
 }
 
@@ -321,13 +370,19 @@ pub enum Error {
     /// The outbox is not available.
     #[error(transparent)]
     Aws(#[from] Unavailable),
+    /// The mail service tells of an e-mail of ours that is not found.
+    #[error("no notice with this e-mail is found: the index may be behind, or the notice has expired")]
+    NoSuchEmail,
 }
 
-fn delivery_line(line: Line, row: &Option<OutboxRow>, delivery: &Delivery) -> Line {
+/// A line about a notice. A notice's id holds the user's, which may be an address.
+fn line(notice_id: &str, message: &'static str) -> Line {
+    Line::new("notifier", message).field("notice", log::pseudonym(notice_id))
+}
+
+fn delivery_line(line: Line, row: &OutboxRow, delivery: &Delivery) -> Line {
     let mut line = line.field("published", delivery.published).field("finished", delivery.finished);
-    if let Some(row) = row {
-        line = line.field("kind", row.notice.kind.as_str()).field("user", log::pseudonym(row.notice.user_id.as_str()));
-    }
+    line = line.field("kind", row.notice.kind.as_str()).field("user", log::pseudonym(row.notice.user_id.as_str()));
     if let Some(fate) = &delivery.email {
         line = line.field("email", fate.as_str());
         if let Fate::Refused { code } = fate {

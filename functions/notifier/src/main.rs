@@ -7,7 +7,7 @@ use notifier::{
     Notifier, Post, RandomNames,
     bus::Bus,
     event::Trigger,
-    ses::{Sender, Ses},
+    ses::{Sender, Ses, unpooled},
 };
 use tokentill::{
     clock::SystemClock,
@@ -36,7 +36,10 @@ async fn main() -> Result<(), Error> {
     let (reply_to, configuration_set) =
         (env.optional("TOKENTILL_EMAIL_REPLY_TO"), env.optional("TOKENTILL_EMAIL_CONFIGURATION_SET"));
     let post = env.optional("TOKENTILL_EMAIL_FROM").map(|from| Post {
-        mailer: Ses::new(&aws, Sender { from, from_name: product.clone(), reply_to, configuration_set }),
+        mailer: Ses::new(
+            aws_sdk_sesv2::config::Builder::from(&aws).http_client(unpooled()),
+            Sender { from, from_name: product.clone(), reply_to, configuration_set },
+        ),
         letterhead: Letterhead { product, support },
     });
     let livemode = env.stripe_mode().livemode();

@@ -1,15 +1,23 @@
 //! The adapter to SES. It tries each e-mail once: the SDK's own retries are switched off, because SES has no way to tell a
 //! repetition.
 
+use std::time::Duration;
+
 use aws_sdk_sesv2::{
     Client,
-    config::retry::RetryConfig,
+    config::{SharedHttpClient, retry::RetryConfig, timeout::TimeoutConfig},
     error::{BuildError, ProvideErrorMetadata, SdkError},
     types::{Body, Content, Destination, EmailContent, Message, MessageTag},
+};
+use aws_smithy_http_client::{
+    Builder,
+    tls::{Provider, rustls_provider::CryptoMode},
 };
 use tokentill::ports::{Email, Mailer, NotSent};
 
 const CHARSET: &str = "UTF-8";
+/// How long the one attempt may take: with a second one it would be less.
+const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(10);
 /// The tag under which an e-mail carries its name; SES hands it back with a bounce.
 const EMAIL_ID: &str = "email_id";
 
@@ -34,12 +42,24 @@ pub struct Ses {
 }
 
 impl Ses {
-    /// SES with this configuration, but for its retries: there are none.
+    /// SES with this configuration, but for its retries, of which there are none, and the time that its one attempt has.
     #[must_use]
     pub fn new(config: impl Into<aws_sdk_sesv2::config::Builder>, sender: Sender) -> Self {
-        let config = config.into().retry_config(RetryConfig::disabled()).build();
+        let timeouts = TimeoutConfig::builder()
+            .connect_timeout(Duration::from_secs(3))
+            .operation_attempt_timeout(ATTEMPT_TIMEOUT)
+            .operation_timeout(ATTEMPT_TIMEOUT)
+            .build();
+        let config = config.into().retry_config(RetryConfig::disabled()).timeout_config(timeouts).build();
         Self { client: Client::from_conf(config), sender }
     }
+}
+
+/// Takes a new connection for every request. After a Lambda function was frozen a pooled one may be gone without anybody knowing, and
+/// the one attempt would be spent on it.
+#[must_use]
+pub fn unpooled() -> SharedHttpClient {
+    Builder::new().pool_max_idle_per_host(0).tls_provider(Provider::Rustls(CryptoMode::AwsLc)).build_https()
 }
 
 impl Mailer for Ses {
@@ -137,7 +157,82 @@ fn encoded_byte(byte: u8) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::{
+        io::{BufRead as _, BufReader, Read as _, Write as _},
+        net::{TcpListener, TcpStream},
+        sync::mpsc,
+    };
+
+    use aws_sdk_sesv2::config::{BehaviorVersion, Config, Credentials, Region};
+
     use super::*;
+
+    fn sender() -> Sender {
+        let from = "billing@example.com".to_owned();
+        Sender { from, from_name: "Acme".to_owned(), reply_to: None, configuration_set: None }
+    }
+
+    fn config() -> aws_sdk_sesv2::config::Builder {
+        Config::builder()
+            .behavior_version(BehaviorVersion::latest())
+            .region(Region::from_static("eu-central-1"))
+            .credentials_provider(Credentials::new("test", "test", None, None, "test"))
+            .http_client(unpooled())
+    }
+
+    /// Answers requests on a connection for as long as it is kept.
+    fn answer(stream: TcpStream) {
+        let mut reader = BufReader::new(stream);
+        loop {
+            let mut length = 0;
+            loop {
+                let mut header = String::new();
+                if reader.read_line(&mut header).unwrap_or(0) == 0 {
+                    return;
+                }
+                if let Some(value) = header.to_ascii_lowercase().strip_prefix("content-length:") {
+                    length = value.trim().parse().unwrap();
+                }
+                if header.trim().is_empty() {
+                    break;
+                }
+            }
+            reader.read_exact(&mut vec![0; length]).unwrap();
+            let body = r#"{"MessageId":"m1"}"#;
+            let kind = "Content-Type: application/json";
+            write!(reader.get_mut(), "HTTP/1.1 200 OK\r\n{kind}\r\nContent-Length: {}\r\n\r\n{body}", body.len()).unwrap();
+        }
+    }
+
+    #[tokio::test]
+    async fn every_email_has_a_connection_of_its_own() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let (connected, connections) = mpsc::channel();
+        std::thread::spawn(move || {
+            for stream in listener.incoming().take(2) {
+                connected.send(()).unwrap();
+                std::thread::spawn(move || answer(stream.unwrap()));
+            }
+        });
+        let ses = Ses::new(config().endpoint_url(url), sender());
+        let text = || "x".to_owned();
+        let email =
+            Email { email_id: "e1".to_owned(), to: "ada@example.com".to_owned(), subject: text(), html: text(), text: text() };
+        for _ in 0..2 {
+            assert_eq!(ses.send(&email).await.unwrap(), "m1");
+        }
+        assert_eq!(connections.try_iter().count(), 2);
+    }
+
+    #[test]
+    fn the_one_attempt_has_longer_than_other_calls() {
+        let others = TimeoutConfig::builder().operation_attempt_timeout(Duration::from_secs(3)).build();
+        let ses = Ses::new(config().timeout_config(others), sender());
+        let timeouts = ses.client.config().timeout_config().unwrap();
+        let of_all = [timeouts.operation_attempt_timeout(), timeouts.operation_timeout()];
+        assert_eq!(of_all, [Some(ATTEMPT_TIMEOUT); 2]);
+    }
 
     #[test]
     fn a_senders_name_cannot_become_another_header() {

@@ -12,6 +12,7 @@ use tokentill::{
         AccountBatches, AccountChange, Accounts, Clock, Commit, DueAccounts, Hints, PendingNotices, StripeLists, SweeperState,
         Unavailable,
     },
+    records::{self, Panicked},
 };
 
 use repair::{Invocation, Repair, Repaired};
@@ -19,13 +20,13 @@ use repair::{Invocation, Repair, Repaired};
 /// One run of the function: what is due first, since it needs neither Stripe nor a queue, then the repairs, whatever came of it.
 ///
 /// # Errors
-/// [`Unavailable`] if it cannot be found what is due; the repairs are done all the same.
+/// [`Failed`] if it cannot be found what is due, or the first part panicked; the repairs are done all the same.
 pub async fn sweep<A, C, L, S, Q>(
     sweeper: &Sweeper<A, C>,
     repair: &Repair<L, S, Q, C>,
     now: EpochSecs,
     invocation: &Invocation,
-) -> Result<(Run, Repaired), Unavailable>
+) -> Result<(Run, Repaired), Failed>
 where
     A: Accounts + DueAccounts + PendingNotices,
     C: Clock,
@@ -33,9 +34,23 @@ where
     S: AccountBatches + SweeperState,
     Q: Hints,
 {
-    let run = sweeper.run(now).await;
+    // The repairs get at least half of the time.
+    let half_ms = invocation.stop_at_ms.saturating_sub(sweeper.clock.now_ms()).saturating_div(2);
+    let stop_at_ms = sweeper.clock.now_ms().saturating_add(half_ms);
+    let run = records::isolated(sweeper.run(now, stop_at_ms)).await;
     let repaired = repair.run(now, invocation).await;
-    Ok((run?, repaired))
+    Ok((run??, repaired))
+}
+
+/// Why a run, or a part of it, failed. What it left undone is due again.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Failed {
+    /// A table is not available.
+    #[error(transparent)]
+    Store(#[from] Unavailable),
+    /// It panicked.
+    #[error(transparent)]
+    Panicked(#[from] Panicked),
 }
 
 /// How many accounts one run takes up; what is left is due at the next.
@@ -65,32 +80,40 @@ pub struct Run {
     pub failed: u64,
     /// Notices that were not delivered yet, and were handed to the notifier once more.
     pub woken: u64,
-    /// Those of them that have waited for longer than an hour.
+    /// Those of them that are pending for more than two hours, although they were woken before.
     pub stuck: u64,
 }
 
 impl<A: Accounts + DueAccounts + PendingNotices, C: Clock> Sweeper<A, C> {
-    /// Announces everything that is due at `now`. Running it twice, late or side by side announces nothing twice.
+    /// Announces everything that is due at `now`, and wakes what is pending in the outbox until `stop_at_ms`. Running it twice, late or
+    /// side by side announces nothing twice. An account that fails, in whatever way, holds up nothing else.
     ///
     /// # Errors
-    /// [`Unavailable`] if it cannot be found what is due.
-    pub async fn run(&self, now: EpochSecs) -> Result<Run, Unavailable> {
-        let users = self.accounts.due(now, MAX_ACCOUNTS).await?;
+    /// [`Failed`] if it cannot be found what is due; the outbox is looked after all the same.
+    pub async fn run(&self, now: EpochSecs, stop_at_ms: i64) -> Result<Run, Failed> {
+        let found = isolated(self.accounts.due(now, MAX_ACCOUNTS)).await;
+        let users = found.as_deref().unwrap_or_default();
         let mut run = Run { due: u64::try_from(users.len()).unwrap_or(u64::MAX), ..Run::default() };
         let mut first_error = None;
-        for user_id in &users {
-            match self.account(user_id, now).await {
-                Ok(Some(notices)) => run.notices = run.notices.saturating_add(notices),
-                Ok(None) => run.lost_races = run.lost_races.saturating_add(1),
-                Err(error) => {
-                    run.failed = run.failed.saturating_add(1);
-                    first_error.get_or_insert(error.to_string());
-                }
-            }
-        }
-        if let Err(error) = outbox::wake(&self.accounts, now, &mut run).await {
+        let mut failed = |run: &mut Run, error: &Failed| {
             run.failed = run.failed.saturating_add(1);
             first_error.get_or_insert(error.to_string());
+        };
+        if let Err(error) = &found {
+            failed(&mut run, error);
+        }
+        for user_id in users {
+            if self.clock.now_ms() >= stop_at_ms {
+                break;
+            }
+            match isolated(self.account(user_id, now)).await {
+                Ok(Some(notices)) => run.notices = run.notices.saturating_add(notices),
+                Ok(None) => run.lost_races = run.lost_races.saturating_add(1),
+                Err(error) => failed(&mut run, &error),
+            }
+        }
+        if let Err(error) = isolated(outbox::wake(&self.accounts, &self.clock, now, stop_at_ms, &mut run)).await {
+            failed(&mut run, &error);
         }
         Line::new("sweeper", "run finished")
             .field("due", run.due)
@@ -103,7 +126,7 @@ impl<A: Accounts + DueAccounts + PendingNotices, C: Clock> Sweeper<A, C> {
             .field("stuck", run.stuck)
             .count("NeedsAttention", run.failed.saturating_add(run.stuck))
             .write(&self.clock);
-        Ok(run)
+        found.map(|_| run)
     }
 
     /// Announces what is due of one account; `None` if the race was lost.
@@ -123,4 +146,9 @@ impl<A: Accounts + DueAccounts + PendingNotices, C: Clock> Sweeper<A, C> {
             Commit::LostRace => None,
         })
     }
+}
+
+/// The outcome of some work, a panic being one of its errors.
+async fn isolated<T>(work: impl Future<Output = Result<T, Unavailable>>) -> Result<T, Failed> {
+    Ok(records::isolated(work).await??)
 }

@@ -7,11 +7,13 @@ use super::{
     notice::{Notice, NoticeKind},
     price_list::PriceList,
     selling::Link,
-    time::{DAY_SECS, EpochSecs},
+    time::{DAY_SECS, EpochSecs, HOUR_SECS},
 };
 
 /// An e-mail that is older than this is not sent any more, in seconds: what it tells has become history.
 const STALE_AFTER_SECS: i64 = DAY_SECS;
+/// One that asks for no payment: by then the change may be undone, and nobody looks whether it is.
+const NEWS_STALE_AFTER_SECS: i64 = HOUR_SECS;
 /// A name is cut here. Whoever pays chose it.
 const MAX_NAME_CHARS: usize = 80;
 /// The longest address that is tried, as RFC 5321 bounds it.
@@ -235,7 +237,13 @@ pub fn is_stale(notice: &Notice, committed_at_ms: i64, now_ms: i64) -> bool {
         }
         _ => false,
     };
-    waited_secs > STALE_AFTER_SECS || is_over
+    let stale_after_secs = match notice.kind {
+        NoticeKind::SubscriptionEnding | NoticeKind::TrialEnding | NoticeKind::PlanChanged | NoticeKind::AccessRestored => {
+            NEWS_STALE_AFTER_SECS
+        }
+        _ => STALE_AFTER_SECS,
+    };
+    waited_secs > stale_after_secs || is_over
 }
 
 /// Writes the e-mail of a notice, if what it says is still true.
@@ -483,6 +491,12 @@ mod tests {
     fn what_has_become_history_is_not_written() {
         let committed_at_ms = 1_000_000_000;
         let hours = |hours: i64| committed_at_ms + hours * 3_600_000;
+        for kind in [NoticeKind::SubscriptionEnding, NoticeKind::TrialEnding, NoticeKind::PlanChanged, NoticeKind::AccessRestored]
+        {
+            let news = notice(kind);
+            assert!(!is_stale(&news, committed_at_ms, hours(1)), "{kind:?}");
+            assert!(is_stale(&news, committed_at_ms, hours(1) + 1_000), "{kind:?} asks for no payment");
+        }
         let mut notice = notice(NoticeKind::GraceReminder);
         for (now_ms, stale) in [(committed_at_ms, false), (hours(24), false), (hours(24) + 1_000, true), (hours(-5), false)] {
             assert_eq!(is_stale(&notice, committed_at_ms, now_ms), stale);

@@ -31,6 +31,8 @@ pub struct ListedSubscription {
     pub customer_user: Option<UserId>,
     /// The subscription itself.
     pub facts: SubscriptionFacts,
+    /// Whether it has more items than Stripe lists with it, so that neither its plan nor its period's end is known.
+    pub has_more_items: bool,
     /// How its newest invoice stands, if it has one and Stripe showed it.
     pub invoice: Option<ListedInvoice>,
     /// The latest moment at which it visibly changed: it was made, renewed, invoiced, cancelled, or it ended.
@@ -175,7 +177,7 @@ pub fn differs(known: Known<'_>, listed: &ListedSubscription, prices: &PriceList
         Some(stored) if stored.id != facts.id => other_subscription(stored, facts),
         Some(_) if facts.user_id.as_ref().is_some_and(|named| named != user) => Some(Difference::OtherUser),
         Some(_) if account.paused_by != sync::paused_by(Some(account), Some(facts)) => Some(Difference::Status),
-        Some(stored) => same_subscription(stored, facts, prices).or_else(|| invoice(account, listed)),
+        Some(stored) => same_subscription(stored, listed, prices).or_else(|| invoice(account, listed)),
     }
 }
 
@@ -190,9 +192,14 @@ fn other_subscription(stored: &Subscription, facts: &SubscriptionFacts) -> Optio
     (facts.status.is_live() && stored.status.is_live()).then_some(Difference::AnotherLiveSubscription)
 }
 
-fn same_subscription(stored: &Subscription, facts: &SubscriptionFacts, prices: &PriceList) -> Option<Difference> {
+fn same_subscription(stored: &Subscription, listed: &ListedSubscription, prices: &PriceList) -> Option<Difference> {
     // What `sync` would make of it, so that nothing can be forgotten here.
-    let present = sync::subscription(prices, facts, Some(stored), &mut Vec::new())?;
+    let mut present = sync::subscription(prices, &listed.facts, Some(stored), &mut Vec::new())?;
+    if listed.has_more_items {
+        // `sync` sees all of its items, and these are made of them.
+        present.plan.clone_from(&stored.plan);
+        present.cancel_at = stored.cancel_at;
+    }
     if present == *stored {
         return None;
     }
@@ -366,6 +373,7 @@ mod tests {
             customer: CustomerId::new("cus_1").unwrap(),
             customer_deleted: false,
             customer_user: None,
+            has_more_items: false,
             facts: SubscriptionFacts {
                 id: SubscriptionId::new("sub_1").unwrap(),
                 status: Status::Active,
@@ -424,14 +432,35 @@ mod tests {
     }
 
     #[test]
+    fn what_is_made_of_items_that_are_not_all_listed_is_no_difference() {
+        let of_some_items = |listed: &mut ListedSubscription| {
+            listed.has_more_items = true;
+            listed.facts.cancel_at = Some(at("2026-12-10T00:00:00Z"));
+        };
+        let mut account = subscribed(START);
+        account.subscription.as_mut().unwrap().plan = None;
+        let mut shown = listed();
+        of_some_items(&mut shown);
+        assert_eq!(found(&account, &shown), None);
+        let cancelled = |listed: &mut ListedSubscription| {
+            of_some_items(listed);
+            listed.facts.status = Status::Canceled;
+        };
+        assert_eq!(with(cancelled), Some(Difference::Status), "the rest is compared");
+    }
+
+    #[test]
     fn an_invoice_that_is_overdue_or_settled_without_our_knowing_is_found() {
         let invoice = |standing| Some(ListedInvoice { id: InvoiceId::new("in_1").unwrap(), standing });
-        assert_eq!(with(|listed| listed.invoice = invoice(InvoiceStanding::Overdue)), None, "a bank has yet to answer");
+        let overdue = |listed: &mut ListedSubscription| listed.invoice = invoice(InvoiceStanding::Overdue);
+        assert_eq!(with(overdue), None, "while the subscription runs, a bank has yet to answer");
+        let mut past_due = subscribed(START);
+        past_due.subscription.as_mut().unwrap().status = Status::PastDue;
         let mut unpaid = listed();
-        (unpaid.invoice, unpaid.facts.status) = (invoice(InvoiceStanding::Overdue), Status::PastDue);
-        let mut behind = subscribed(START);
-        behind.subscription.as_mut().unwrap().status = Status::PastDue;
-        assert_eq!(found(&behind, &unpaid), Some(Difference::InvoiceOverdue));
+        unpaid.facts.status = Status::PastDue;
+        assert_eq!(found(&past_due, &unpaid), None);
+        overdue(&mut unpaid);
+        assert_eq!(found(&past_due, &unpaid), Some(Difference::InvoiceOverdue));
         assert_eq!(with(|listed| listed.invoice = invoice(InvoiceStanding::Other)), None);
         assert_eq!(with(|listed| listed.invoice = invoice(InvoiceStanding::Settled)), None);
         let mut account = subscribed(START);

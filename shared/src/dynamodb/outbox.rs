@@ -4,6 +4,8 @@
 //! and what bears `woken_at_ms`. **Invariant:** every change made here, but for waking itself, takes that attribute away, so that no
 //! row is carried for the notifier's own writes.
 
+use std::collections::HashMap;
+
 use aws_sdk_dynamodb::{
     error::SdkError,
     operation::update_item::{UpdateItemError, builders::UpdateItemFluentBuilder},
@@ -14,7 +16,7 @@ use serde::Deserialize;
 use super::{Changes, Store, accounts::INDEX_SHARDS, from_item, number, text, unavailable};
 use crate::{
     domain::email::{Fate, Feedback, FeedbackKind},
-    ports::{EmailAttempts, Outbox, OutboxRow, PendingNotice, PendingNotices, Unavailable},
+    ports::{EmailAttempts, Noted, Outbox, OutboxRow, PendingNotice, PendingNotices, Unavailable},
 };
 
 const CLAIM: &str = "claiming an e-mail";
@@ -96,7 +98,7 @@ impl EmailAttempts for Store {
         self.change_notice("settling an e-mail", notice_id, changes, condition).await
     }
 
-    async fn note_feedback(&self, email_id: &str, feedback: &Feedback) -> Result<bool, Unavailable> {
+    async fn note_feedback(&self, email_id: &str, feedback: &Feedback) -> Result<Noted, Unavailable> {
         const WHAT: &str = "looking for the notice of an e-mail";
         let query = self
             .client
@@ -107,7 +109,7 @@ impl EmailAttempts for Store {
             .expression_attribute_values(":email", text(email_id))
             .limit(1);
         let found = query.send().await.map_err(unavailable(WHAT))?.items.unwrap_or_default().pop();
-        let Some(item) = found else { return Ok(false) };
+        let Some(item) = found else { return Ok(Noted::NotFound) };
         let notice_id = from_item::<NoticeKey>(WHAT, item)?.notice_id;
         let attribute = match feedback.kind {
             FeedbackKind::Bounced => "email_bounced",
@@ -119,31 +121,42 @@ impl EmailAttempts for Store {
         changes.remove("woken_at_ms");
         let (key, told) = (changes.name("notice_id"), changes.name(attribute));
         let condition = format!("attribute_exists({key}) AND attribute_not_exists({told})");
-        self.change_notice("noting what became of an e-mail", &notice_id, changes, condition).await
+        let is_new = self.change_notice("noting what became of an e-mail", &notice_id, changes, condition).await?;
+        Ok(if is_new { Noted::Now } else { Noted::Before })
     }
 }
 
 impl PendingNotices for Store {
-    async fn pending(&self, until_ms: i64, limit: usize) -> Result<Vec<PendingNotice>, Unavailable> {
+    const SHARDS: u8 = INDEX_SHARDS;
+
+    async fn pending(
+        &self,
+        shard: u8,
+        until_ms: i64,
+        after: Option<&PendingNotice>,
+        limit: u8,
+    ) -> Result<Vec<PendingNotice>, Unavailable> {
         const WHAT: &str = "looking for pending notices";
-        // A share for each shard: one that is full of what cannot be delivered must not hide the others.
-        let share = i32::try_from(limit.div_ceil(usize::from(INDEX_SHARDS))).unwrap_or(i32::MAX).max(1);
-        let mut pending = Vec::new();
-        for shard in 0..INDEX_SHARDS {
-            let query = self
-                .client
-                .query()
-                .table_name(&self.tables.outbox)
-                .index_name("pending")
-                .key_condition_expression("pending_shard = :shard AND committed_at_ms <= :until")
-                .expression_attribute_values(":shard", text(format!("{shard:02}")))
-                .expression_attribute_values(":until", number(until_ms))
-                .limit(share);
-            for item in query.send().await.map_err(unavailable(WHAT))?.items.unwrap_or_default() {
-                pending.push(from_item(WHAT, item)?);
-            }
-        }
-        Ok(pending)
+        let shard = text(format!("{shard:02}"));
+        let after = after.map(|after| {
+            HashMap::from([
+                ("notice_id".to_owned(), text(&after.notice_id)),
+                ("pending_shard".to_owned(), shard.clone()),
+                ("committed_at_ms".to_owned(), number(after.committed_at_ms)),
+            ])
+        });
+        let query = self
+            .client
+            .query()
+            .table_name(&self.tables.outbox)
+            .index_name("pending")
+            .key_condition_expression("pending_shard = :shard AND committed_at_ms <= :until")
+            .expression_attribute_values(":shard", shard)
+            .expression_attribute_values(":until", number(until_ms))
+            .set_exclusive_start_key(after)
+            .limit(i32::from(limit));
+        let found = query.send().await.map_err(unavailable(WHAT))?.items.unwrap_or_default();
+        found.into_iter().map(|item| from_item(WHAT, item)).collect()
     }
 
     async fn wake(&self, notice_id: &str, at_ms: i64) -> Result<bool, Unavailable> {

@@ -113,7 +113,9 @@ struct BesideInvoice {
 
 /// Reads the text of a subscription.
 fn listed_subscription(text: &str) -> Result<ListedSubscription, String> {
-    let facts = json::from_str::<decode::Subscription>(text).map_err(|_| strange(text))?.read()?;
+    let subscription = json::from_str::<decode::Subscription>(text).map_err(|_| strange(text))?;
+    let has_more_items = subscription.has_more_items();
+    let facts = subscription.read()?;
     let beside: Beside = json::from_str(text).map_err(|_| strange(text))?;
     let what = format!("subscription {}", facts.id);
     let customer = need(named(beside.customer.as_ref()), &what, "customer")?;
@@ -140,6 +142,7 @@ fn listed_subscription(text: &str) -> Result<ListedSubscription, String> {
         customer: CustomerId::new(customer).map_err(|error| error.to_string())?,
         customer_deleted,
         customer_user,
+        has_more_items,
         invoice: invoice.map(BesideInvoice::read).transpose()?,
         changed_at: EpochSecs::new(changed_at),
         facts,

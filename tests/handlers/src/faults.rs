@@ -22,7 +22,7 @@ use tokentill::{
     },
     ports::{
         AccountBatches, AccountChange, Accounts, Books, Commit, CustomerRecord, DueAccounts, EmailAttempts, Heard, Ledger,
-        MeterErrors, Outbox, OutboxRow, Parked, ParkedPlace, PaymentNotices, PendingNotice, PendingNotices, Quarantine,
+        MeterErrors, Noted, Outbox, OutboxRow, Parked, ParkedPlace, PaymentNotices, PendingNotice, PendingNotices, Quarantine,
         QuarantineEntries, QuarantineEntry, Quarantined, Readable, ReporterMemory, ReporterState, SweeperMemory, SweeperState,
         Told, Touched, Unavailable, Written,
     },
@@ -257,14 +257,22 @@ impl<P: EmailAttempts> EmailAttempts for Faulty<P> {
         self.call("settle_email", self.port.settle_email(notice_id, email_id, fate, at_ms)).await
     }
 
-    async fn note_feedback(&self, email_id: &str, feedback: &Feedback) -> Result<bool, Unavailable> {
+    async fn note_feedback(&self, email_id: &str, feedback: &Feedback) -> Result<Noted, Unavailable> {
         self.call("note_feedback", self.port.note_feedback(email_id, feedback)).await
     }
 }
 
 impl<P: PendingNotices> PendingNotices for Faulty<P> {
-    async fn pending(&self, until_ms: i64, limit: usize) -> Result<Vec<PendingNotice>, Unavailable> {
-        self.call("pending", self.port.pending(until_ms, limit)).await
+    const SHARDS: u8 = P::SHARDS;
+
+    async fn pending(
+        &self,
+        shard: u8,
+        until_ms: i64,
+        after: Option<&PendingNotice>,
+        limit: u8,
+    ) -> Result<Vec<PendingNotice>, Unavailable> {
+        self.call("pending", self.port.pending(shard, until_ms, after, limit)).await
     }
 
     async fn wake(&self, notice_id: &str, at_ms: i64) -> Result<bool, Unavailable> {

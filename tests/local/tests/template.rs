@@ -499,6 +499,15 @@ fn email_is_off_until_an_address_is_given_and_comes_from_that_address_only() {
             let grant = &statement["Fn::If"][1];
             assert_eq!(texts(&grant["Action"]), ["ses:SendEmail"]);
             assert_eq!(grant["Condition"], json!({"StringEquals": {"ses:FromAddress": {"Ref": "EmailFrom"}}}));
+            let arn = |end: &str| format!("arn:${{AWS::Partition}}:ses:${{AWS::Region}}:${{AWS::AccountId}}:{end}");
+            let domain = json!({"Fn::Select": [1, {"Fn::Split": ["@", {"Fn::Sub": "${EmailFrom}@"}]}]});
+            let identity = json!({"Fn::If": ["HasEmailIdentity", {"Ref": "EmailIdentity"}, domain]});
+            let expected = json!([
+                {"Fn::Sub": arn("identity/${EmailFrom}")},
+                {"Fn::Sub": [arn("identity/${Identity}"), {"Identity": identity}]},
+                {"Fn::Sub": arn("configuration-set/${EmailConfigurationSet}")},
+            ]);
+            assert_eq!(grant["Resource"], expected, "the emulated AWS does not look at these, so they are compared here");
         }
     }
     assert_eq!(may_send, ["NotifierRole"]);
@@ -673,12 +682,26 @@ fn what_needs_a_person_raises_an_alarm() {
     for function in ["SyncFunction", "UsageFunction", "ReporterFunction", "NotifierFunction"] {
         assert!(on("Errors", function), "{function}: add an alarm on its Errors");
     }
-    for metric in ["NeedsAttention", "ReportsPending", "ReconciliationDifferences"] {
+    for metric in ["NeedsAttention", "ReportsPending", "ReconciliationDifferences", "SweeperRuns"] {
         let own = alarms.iter().any(|(_, alarm)| alarm["Namespace"] == "Tokentill" && alarm["MetricName"] == metric);
         assert!(own, "add an alarm on our own metric {metric}");
     }
     assert!(on("5xx", "Api"), "Api: add an alarm on server errors");
-    assert!(on("Invocations", "SweeperFunction"), "SweeperFunction: add an alarm for when it does not run");
+    let missing = &template.resource("SweeperMissingAlarm")["Properties"];
+    assert_eq!(
+        (&missing["Namespace"], &missing["MetricName"]),
+        (&json!("Tokentill"), &json!("SweeperRuns")),
+        "not one that dies"
+    );
+    assert_eq!((&missing["ComparisonOperator"], &missing["Threshold"]), (&json!("LessThanThreshold"), &json!(1)));
+    assert_eq!((&missing["Period"], &missing["EvaluationPeriods"]), (&json!(3600), &json!(25)));
+    assert_eq!(missing["TreatMissingData"], "breaching", "no run is what it is about");
+    let notifier = &template.resource("NotifierErrorsAlarm")["Properties"];
+    assert_eq!(
+        (&notifier["Period"], &notifier["EvaluationPeriods"], &notifier["Threshold"]),
+        (&json!(3600), &json!(1), &json!(0)),
+        "it may be called once an hour only, and fail each time"
+    );
     assert!(alarms.iter().any(|(_, alarm)| alarm["MetricName"] == "Throttles"), "add an alarm on throttled functions");
     for (name, alarm) in &alarms {
         let told = alarm["AlarmDescription"].as_str().is_some_and(|text| text.len() > 60);

@@ -5,16 +5,18 @@
 use tokentill::{
     domain::{
         hint::snapshot_events,
-        repair::endpoint_problem,
-        time::{DAY_SECS, EpochSecs},
+        repair::{EndpointProblem, endpoint_problem},
+        time::{DAY_SECS, EpochSecs, HOUR_SECS},
     },
-    ports::{AccountBatches, Clock, Hints, StripeError, StripeLists, SweeperMemory, SweeperState},
+    ports::{AccountBatches, Clock, EventList, Hints, StripeError, StripeLists, SweeperMemory, SweeperState},
 };
 
 use super::{Ended, Repair, Repaired};
 
 /// What a key without permission is told by, in place of a problem.
 const NOT_PERMITTED: &str = "not permitted";
+/// For so many hours a delivery counts as recent, where no silence is told.
+const RECENT_HOURS: u32 = 48;
 
 impl<L, A, Q, C> Repair<L, A, Q, C>
 where
@@ -23,8 +25,14 @@ where
     Q: Hints,
     C: Clock,
 {
-    /// Looks at the endpoint. A problem is told when it comes up, and then once a day.
-    pub(super) async fn endpoint(&self, memory: &mut SweeperMemory, now: EpochSecs, run: &mut Repaired) -> Result<(), Ended> {
+    /// Looks at the endpoint. A problem is told when it comes up, and then once a day. The moment up to which events were asked for,
+    /// if they are.
+    pub(super) async fn endpoint(
+        &self,
+        memory: &mut SweeperMemory,
+        now: EpochSecs,
+        run: &mut Repaired,
+    ) -> Result<Option<EpochSecs>, Ended> {
         let endpoints = match self.stripe.endpoints().await {
             Ok(endpoints) => endpoints,
             // A restricted key need not be allowed to look: that is said once, and is no failure.
@@ -35,13 +43,18 @@ where
                     memory.endpoint_told = Some((NOT_PERMITTED.to_owned(), now));
                     self.remember(memory).await?;
                 }
-                return Ok(());
+                return Ok(None);
             }
             Err(error) => return Err(error.into()),
         };
         let wanted = snapshot_events(self.mode.livemode());
         let problem = endpoint_problem(&self.settings.webhook_url, &endpoints, self.stripe.api_version(), &wanted);
-        let Some(problem) = problem else {
+        // What delivers may be a destination of thin events, which is not among the endpoints.
+        let delivered_at = match problem {
+            Some(EndpointProblem::Missing) => self.recently_heard_at(now).await?,
+            _ => None,
+        };
+        let Some(problem) = problem.filter(|_| delivered_at.is_none()) else {
             let was_told = memory.endpoint_told.take().is_some();
             let is_mended = memory.events_unasked && memory.endpoint_mended_at.is_none();
             if is_mended {
@@ -50,7 +63,10 @@ where
             if was_told {
                 self.line("the webhook endpoint is as it should be again").write(&self.clock);
             }
-            return if was_told || is_mended { self.remember(memory).await } else { Ok(()) };
+            if was_told || is_mended {
+                self.remember(memory).await?;
+            }
+            return Ok(Some(delivered_at.unwrap_or(now)));
         };
         let text = problem.to_string();
         let told = memory.endpoint_told.as_ref();
@@ -67,6 +83,23 @@ where
             memory.events_unasked = true;
             memory.endpoint_mended_at = None;
         }
-        if is_due || is_new { self.remember(memory).await } else { Ok(()) }
+        if is_new {
+            // It would end without what nobody asked for.
+            memory.events_window = memory.events_window.take().filter(|window| window.list != EventList::Undelivered);
+        }
+        if is_due || is_new {
+            self.remember(memory).await?;
+        }
+        Ok((!loses_events).then_some(now))
+    }
+
+    /// When Stripe was last heard of, if that is recent.
+    async fn recently_heard_at(&self, now: EpochSecs) -> Result<Option<EpochSecs>, Ended> {
+        let hours = match self.settings.silence_hours {
+            0 => RECENT_HOURS,
+            hours => hours,
+        };
+        let recent_secs = i64::from(hours).saturating_mul(HOUR_SECS);
+        Ok(self.stored.heard_at().await?.filter(|heard_at| now.secs_since(*heard_at) < recent_secs))
     }
 }

@@ -82,9 +82,12 @@ where
                 memory.events_through = Some(window.until);
                 // Up to where the endpoint was seen to be mended, somebody may have asked for nothing.
                 let asked_since = memory.endpoint_mended_at.filter(|mended_at| window.until >= *mended_at);
-                if window.list == EventList::AllOfOtherTypes && asked_since.is_some() {
-                    memory.events_unasked = false;
-                    memory.endpoint_mended_at = None;
+                if window.list == EventList::AllOfOtherTypes {
+                    memory.endpoint_good_at = None;
+                    if asked_since.is_some() {
+                        memory.events_unasked = false;
+                        memory.endpoint_mended_at = None;
+                    }
                 }
             } else {
                 memory.events_window = Some(window.clone());
@@ -127,7 +130,8 @@ where
             run.queued = run.queued.saturating_add(1);
             // What `sync` skipped, since it had fetched the customer after it, has no mark and was not missed.
             let account = hint.customer.as_ref().and_then(|customer| accounts.get(customer));
-            if !account.is_some_and(|account| repair::was_seen(account, hint)) {
+            // And what names no customer, as a guest's payment, concerns no user.
+            if hint.customer.is_some() && !account.is_some_and(|account| repair::was_seen(account, hint)) {
                 run.events = run.events.saturating_add(1);
                 self.line("an event that was not delivered is queued")
                     .field("event_id", hint.event_id.as_str())
@@ -165,10 +169,13 @@ fn next_window(memory: &SweeperMemory, now: EpochSecs) -> Option<EventWindow> {
     let earliest = now.plus_secs(LISTED_SECS.saturating_neg());
     let from = match memory.events_through {
         Some(through) if through >= until => return None,
-        Some(through) => through.plus_secs(OVERLAP_SECS.saturating_neg()).max(earliest),
+        Some(through) => through.plus_secs(OVERLAP_SECS.saturating_neg()),
         // What happened before there was an endpoint is the comparison's and the import's business.
         None if memory.events_unasked => until.plus_secs(OVERLAP_SECS.saturating_neg()),
         None => earliest,
     };
+    // While nobody could look at the endpoint, only what was undelivered was listed, and that is not what nobody asked for.
+    let unasked_since = memory.endpoint_good_at.filter(|_| memory.events_unasked);
+    let from = unasked_since.map_or(from, |good_at| from.min(good_at)).max(earliest);
     Some(EventWindow { from, until, list, after: None })
 }

@@ -141,8 +141,9 @@ where
                 return run;
             }
         }
+        let mut endpoint_good_at = None;
         for part in Part::ALL {
-            let done = records::isolated(self.part(part, now, invocation, &mut run)).await;
+            let done = records::isolated(self.part(part, now, invocation, &mut run, &mut endpoint_good_at)).await;
             match done.unwrap_or(Err(Ended::Panicked)) {
                 Ok(()) => {}
                 Err(Ended::LostRace) => {
@@ -153,7 +154,7 @@ where
                 Err(error) => self.failed(&mut run, part.as_str(), &error),
             }
         }
-        if let Err(error) = self.end(invocation).await {
+        if let Err(error) = self.end(invocation, endpoint_good_at).await {
             self.failed(&mut run, "end", &error);
         }
         run
@@ -171,20 +172,31 @@ where
         Ok(self.stored.remember_sweep(&mut memory).await? == Commit::Done)
     }
 
-    async fn part(&self, part: Part, now: EpochSecs, invocation: &Invocation, run: &mut Repaired) -> Result<(), Ended> {
+    async fn part(
+        &self,
+        part: Part,
+        now: EpochSecs,
+        invocation: &Invocation,
+        run: &mut Repaired,
+        endpoint_good_at: &mut Option<EpochSecs>,
+    ) -> Result<(), Ended> {
         // Read anew for each part: what the one before wrote last may not be certain.
         let mut memory = self.own_memory(invocation).await?;
         match part {
-            Part::Endpoint => self.endpoint(&mut memory, now, run).await,
+            Part::Endpoint => {
+                *endpoint_good_at = self.endpoint(&mut memory, now, run).await?;
+                Ok(())
+            }
             Part::Silence => self.silence(&mut memory, now, run).await,
             Part::Events => self.events(&mut memory, now, invocation, run).await,
             Part::Comparison => self.comparison(&mut memory, now, invocation, run).await,
         }
     }
 
-    /// Notes that no run is at work.
-    async fn end(&self, invocation: &Invocation) -> Result<(), Ended> {
+    /// Notes that no run is at work, and when the endpoint was in order, if it was. Until here the moment before that holds.
+    async fn end(&self, invocation: &Invocation, endpoint_good_at: Option<EpochSecs>) -> Result<(), Ended> {
         let mut memory = self.own_memory(invocation).await?;
+        memory.endpoint_good_at = endpoint_good_at.or(memory.endpoint_good_at);
         memory.busy_until_ms = None;
         self.remember(&mut memory).await
     }

@@ -404,7 +404,7 @@ async fn a_sweep_over_a_hundred_thousand_accounts_reads_what_is_due_and_a_compar
     let read: Vec<usize> = after.iter().zip(before).map(|(after, before)| after - before).collect();
     let units = world.wire.counted().0.reads_in_all();
     println!("an hour: {read:?} queries, gets, batches, scans; {units} read units");
-    assert_eq!((read[0], read[2], read[3]), (32, 0, 0), "one query for each shard of two indexes, and no scan");
+    assert_eq!((read[0], read[2], read[3]), (32, 0, 0), "one query for each shard of the two indexes, and no scan");
     assert!(read[1] <= DUE + 10 && units <= 150.0, "{read:?} {units}");
 
     // A day: every subscription once, a hundred at a time.

@@ -107,6 +107,7 @@ pub(crate) fn listed(facts: &CustomerFacts) -> ListedSubscription {
         customer: facts.customer.clone(),
         customer_deleted: facts.deleted,
         customer_user: facts.user_id.clone(),
+        has_more_items: false,
         facts: subscription,
         invoice,
         changed_at,
@@ -435,14 +436,16 @@ async fn a_part_that_fails_stops_no_other_and_what_is_due_comes_first() {
             assert_eq!((repaired.failed, (repaired.events, repaired.differences)), (1, done), "{call} {fault:?}");
         }
     }
-    let bench = bench().await;
-    bench.lost("evt_1", "2026-11-22T12:01:00Z");
-    bench.world.clock.set("2026-11-22T13:00:00Z");
-    let sweeper = crate::sweeper::function(&bench.world);
-    sweeper.accounts.faults.always("due", Fault::LoseRequest);
-    let now = bench.world.clock.now();
-    assert!(sweep(&sweeper, &bench.repair, now, &invocation(&bench.world, "inv")).await.is_err());
-    assert_eq!(bench.queued(), ["evt_1"], "the repairs are done all the same");
+    for fault in [Fault::LoseRequest, Fault::CrashBefore] {
+        let bench = bench().await;
+        bench.lost("evt_1", "2026-11-22T12:01:00Z");
+        bench.world.clock.set("2026-11-22T13:00:00Z");
+        let sweeper = crate::sweeper::function(&bench.world);
+        sweeper.accounts.faults.always("due", fault);
+        let now = bench.world.clock.now();
+        assert!(sweep(&sweeper, &bench.repair, now, &invocation(&bench.world, "inv")).await.is_err());
+        assert_eq!(bench.queued(), ["evt_1"], "the repairs are done all the same");
+    }
 }
 
 #[tokio::test]
@@ -516,6 +519,69 @@ async fn events_that_no_endpoint_asked_for_are_found_until_one_does_again() {
         "what was asked for since is listed"
     );
     assert_eq!(bench.queued(), ["evt_first", "evt_other", "evt_between"]);
+}
+
+#[tokio::test]
+async fn events_that_nobody_asked_for_while_nobody_could_look_at_the_endpoint_are_found() {
+    let bench = bench().await;
+    let good = bench.lists.endpoints_now();
+    let unasked = |id: &str, created: &str| bench.lists.add_event(event(id, "invoice.paid", at(created), "cus_Ada"), false);
+    bench.lists.faults.always("endpoints", Fault::LoseRequest);
+    unasked("evt_early", "2026-11-22T12:10:00Z");
+    for hour in 13..18 {
+        assert_eq!(bench.run_at(&format!("2026-11-22T{hour}:00:00Z")).await.failed, 1);
+    }
+    assert_eq!(bench.memory().await.endpoint_good_at, Some(at(NOW)));
+    bench.lists.faults.clear();
+    bench.lists.set_endpoints(Ok(vec![Endpoint { enabled: false, ..good[0].clone() }]));
+    assert_eq!(bench.run_at("2026-11-22T18:00:00Z").await.queued, 1);
+    // Once all was listed, an hour is enough again.
+    bench.run_at("2026-11-22T19:00:00Z").await;
+    let from = bench.lists.windows().last().unwrap().from;
+    assert_eq!(from, at("2026-11-22T16:55:00Z"));
+    assert_eq!(bench.queued(), ["evt_early"]);
+}
+
+#[tokio::test]
+async fn a_look_at_undelivered_events_that_was_cut_does_not_go_on_once_nobody_asks_for_events() {
+    let bench = bench().await;
+    let all = story(&bench);
+    let good = bench.lists.endpoints_now();
+    bench.lists.add_event(event("evt_unasked", "invoice.paid", at("2026-11-22T12:59:00Z"), "cus_Ada"), false);
+    bench.world.clock.set("2026-11-22T13:10:00Z");
+    let clock = bench.world.clock.clone();
+    bench.lists.faults.meanwhile("events", 2, async move { clock.advance_ms(240_000) });
+    bench.run().await;
+    assert!(bench.memory().await.events_window.is_some());
+    bench.lists.set_endpoints(Ok(vec![Endpoint { enabled: false, ..good[0].clone() }]));
+    bench.run_at("2026-11-22T15:00:00Z").await;
+    let queued: BTreeSet<_> = bench.queued().into_iter().collect();
+    assert!(queued.contains("evt_unasked") && all.is_subset(&queued), "{queued:?}");
+}
+
+#[tokio::test]
+async fn where_something_delivers_a_missing_endpoint_is_no_problem_until_that_is_long_ago() {
+    let bench = bench().await;
+    bench.lists.set_endpoints(Ok(vec![]));
+    bench.world.store().note_heard(at("2026-11-22T12:30:00Z")).await.unwrap();
+    assert_eq!(bench.run_at("2026-11-22T13:00:00Z").await.told, 0, "a destination of thin events delivers");
+    let memory = bench.memory().await;
+    assert_eq!((memory.events_unasked, memory.endpoint_good_at), (false, Some(at("2026-11-22T12:30:00Z"))));
+    assert_eq!(bench.run_at("2026-11-24T12:29:59Z").await.told, 0);
+    // What came after the last delivery is found.
+    bench.lists.add_event(event("evt_1", "invoice.paid", at("2026-11-22T12:31:00Z"), "cus_Ada"), false);
+    let run = bench.run_at("2026-11-24T12:30:00Z").await;
+    assert_eq!((run.told, run.queued), (1, 1));
+}
+
+#[tokio::test]
+async fn an_event_that_names_no_customer_is_queued_and_not_counted_as_missed() {
+    let bench = bench().await;
+    let mut guest = event("evt_guest", "charge.refunded", at("2026-11-22T12:01:00Z"), "cus_Ada");
+    guest["data"]["object"]["customer"] = serde_json::Value::Null;
+    bench.lists.add_event(guest, true);
+    let run = bench.run_at("2026-11-22T13:00:00Z").await;
+    assert_eq!((run.queued, run.events), (1, 0));
 }
 
 #[tokio::test]

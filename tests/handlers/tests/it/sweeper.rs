@@ -43,7 +43,7 @@ async fn bench() -> Bench {
 impl Bench {
     async fn sweep(&self, moment: &str) -> Run {
         self.world.clock.set(moment);
-        self.sweeper.run(self.world.clock.now()).await.unwrap()
+        self.sweeper.run(self.world.clock.now(), i64::MAX).await.unwrap()
     }
 
     /// What was told so far, in order.
@@ -85,7 +85,7 @@ async fn reminders_come_on_days_3_and_6_and_the_end_on_day_7_each_once() {
 async fn the_sample_event_sweeps_at_its_own_moment() {
     let bench = bench().await;
     let event: ScheduledEvent = serde_json::from_str(SCHEDULED).unwrap();
-    let run = bench.sweeper.run(event.moment().unwrap()).await.unwrap();
+    let run = bench.sweeper.run(event.moment().unwrap(), i64::MAX).await.unwrap();
     assert_eq!((run.due, run.notices, run.lost_races, run.failed), (1, 1, 0, 0));
     assert_eq!(bench.told().await.last().unwrap(), "access.ended ada");
 }
@@ -105,7 +105,7 @@ async fn sweepers_side_by_side_tell_once() {
     bench.world.clock.set("2026-11-18T12:00:00Z");
     let sweepers = [function(&bench.world), function(&bench.world), function(&bench.world)];
     let now = bench.world.clock.now();
-    let runs = futures_util::future::join_all(sweepers.iter().map(|sweeper| sweeper.run(now))).await;
+    let runs = futures_util::future::join_all(sweepers.iter().map(|sweeper| sweeper.run(now, i64::MAX))).await;
     let told: u64 = runs.iter().map(|run| run.as_ref().unwrap().notices).sum();
     assert_eq!((told, bench.told().await), (1, and(&["grace.reminder ada"]).iter().map(ToString::to_string).collect()));
 }
@@ -193,14 +193,25 @@ async fn one_account_that_fails_holds_up_no_other_and_is_told_by_the_next_run() 
         let facts = overdue(subscriber(&format!("cus_{n}"), &user_id, "2026-11-10T00:00:00Z"), "in_1", "2026-11-15T11:00:00Z");
         commit(&bench.world, &user_id, &facts).await;
     }
-    for (nth, fault) in [(1, Fault::LoseRequest), (3, Fault::LoseReply)] {
+    for (nth, fault) in [(1, Fault::LoseRequest), (3, Fault::LoseReply), (4, Fault::CrashBefore)] {
         bench.sweeper.accounts.faults.at("commit", nth, fault);
     }
     let run = bench.sweep("2026-11-18T12:00:00Z").await;
-    assert_eq!((run.due, run.notices, run.failed), (6, 4, 2));
+    assert_eq!((run.due, run.notices, run.failed), (6, 3, 3));
     bench.sweep("2026-11-18T12:05:00Z").await;
     let reminders = bench.told().await.iter().filter(|told| told.starts_with("grace.reminder")).count();
     assert_eq!(reminders, 6, "each once, also where only the reply was lost");
+}
+
+#[tokio::test]
+async fn the_outbox_is_looked_after_though_it_cannot_be_found_what_is_due() {
+    for fault in [Fault::LoseRequest, Fault::CrashBefore] {
+        let bench = bench().await;
+        bench.world.clock.set("2026-11-15T13:00:00Z");
+        bench.sweeper.accounts.faults.always("due", fault);
+        assert!(bench.sweeper.run(bench.world.clock.now(), i64::MAX).await.is_err(), "{fault:?}");
+        assert_eq!(bench.sweeper.accounts.faults.calls("wake"), 2, "{fault:?}");
+    }
 }
 
 #[tokio::test]
