@@ -197,8 +197,7 @@ impl Listener {
             NoticeKind::AccountProvisioned | NoticeKind::AccessRestored => self.access = Access::Given,
             NoticeKind::AccessEnded => (self.access, self.in_grace) = (Access::Taken, false),
             NoticeKind::SubscriptionEnded => (self.access, self.in_grace) = (Access::Over, false),
-            // The last invoice of one that is over is told by this alone.
-            NoticeKind::GraceStarted => (self.access, self.in_grace, self.reminders) = (Access::Given, true, 0),
+            NoticeKind::GraceStarted => (self.in_grace, self.reminders) = (true, 0),
             NoticeKind::GraceCleared => self.in_grace = false,
             NoticeKind::GraceReminder => self.reminders += 1,
             NoticeKind::SubscriptionEnding => self.ending = until,
