@@ -37,8 +37,9 @@ where
     // The repairs get at least half of the time.
     let half_ms = invocation.stop_at_ms.saturating_sub(sweeper.clock.now_ms()).saturating_div(2);
     let stop_at_ms = sweeper.clock.now_ms().saturating_add(half_ms);
-    let run = records::isolated(sweeper.run(now, stop_at_ms)).await;
-    let repaired = repair.run(now, invocation).await;
+    // Boxed: the one inside the other they would be deeper than the compiler looks.
+    let run = records::isolated(Box::pin(sweeper.run(now, stop_at_ms))).await;
+    let repaired = Box::pin(repair.run(now, invocation)).await;
     Ok((run??, repaired))
 }
 
@@ -150,5 +151,5 @@ impl<A: Accounts + DueAccounts + PendingNotices, C: Clock> Sweeper<A, C> {
 
 /// The outcome of some work, a panic being one of its errors.
 async fn isolated<T>(work: impl Future<Output = Result<T, Unavailable>>) -> Result<T, Failed> {
-    Ok(records::isolated(work).await??)
+    Ok(records::isolated(Box::pin(work)).await??)
 }

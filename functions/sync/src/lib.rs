@@ -572,6 +572,7 @@ fn with_untold(customer: &CustomerId, record: Option<CustomerRecord>, payment: &
         seen_at_ms: 0,
         seen_before_ms: 0,
         failures: Failures::new(),
+        unfailed: None,
         untold: BTreeMap::new(),
     });
     if record.version == 0 {

@@ -28,7 +28,7 @@ impl Use {
     /// The request's id.
     #[must_use]
     pub(crate) fn request_id(&self) -> String {
-        if self.request % 2 == 0 { format!("r{}", self.request) } else { format!("3:req/{}", self.request) }
+        if self.request.is_multiple_of(2) { format!("r{}", self.request) } else { format!("3:req/{}", self.request) }
     }
 
     /// Tokens in and out.

@@ -423,7 +423,12 @@ impl Subscription {
         };
         let is_final = last == self.began || now >= last + FINAL_AFTER_SECS;
         let id = format!("in_{}_{}", self.id, last - self.began);
-        LatestInvoice { id: InvoiceId::new(id).expect("an id"), is_final, period: Some((secs(first), secs(last))) }
+        LatestInvoice {
+            id: InvoiceId::new(id).expect("an id"),
+            is_final,
+            period: Some((secs(first), secs(last))),
+            written_off: None,
+        }
     }
 }
 

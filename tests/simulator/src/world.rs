@@ -13,7 +13,7 @@ use fastrand::Rng;
 use reporter::{Invocation, Reporter, Settings};
 use serde_json::json;
 use sweeper::Sweeper;
-use sync::Sync;
+use sync::{Listener, Sync};
 use tokentill::{
     config::StripeMode,
     domain::{
@@ -269,6 +269,7 @@ impl World {
             recounts: self.usage_queue.clone(),
             quarantine: store.clone(),
             meter_errors: store,
+            listener: Listener::default(),
             prices: self.prices.clone(),
             mode: StripeMode::Test,
             clock,
@@ -348,7 +349,8 @@ impl World {
         let (name, hub, struck) = (self.name("sweeper"), self.hub.clone(), self.struck(step));
         let now = EpochSecs::new(self.hub.now_secs());
         self.running.push(spawn_local(async move {
-            let run = hub.invoke(name.clone(), &weather, 120, struck.as_ref(), Box::pin(sweeper.run(now))).await;
+            let stop_at_ms = sweeper.clock.now_ms() + 96_000;
+            let run = hub.invoke(name.clone(), &weather, 120, struck.as_ref(), Box::pin(sweeper.run(now, stop_at_ms))).await;
             if let Some(run) = run {
                 hub.note(&format!("{name}: {run:?}"));
             }
@@ -499,6 +501,7 @@ fn put_hint(changes: &Queue, event: &Event, replay: bool) {
         invoice: event.invoice.as_deref().map(|id| InvoiceId::new(id).expect("an id")),
         livemode: false,
         replay,
+        swept: false,
     };
     let group = hint.group().to_owned();
     changes.put(None, json!(hint).to_string(), Some(group), Some(&event.id), 0);

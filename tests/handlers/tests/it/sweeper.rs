@@ -150,7 +150,7 @@ async fn a_sweep_by_an_earlier_moment_takes_back_nothing_that_was_told_meanwhile
         let change = AccountChange { account: &account, next_due, notices: &notices, processed: None, at_ms: now_ms };
         assert_eq!(store.commit(&change).await.unwrap(), Commit::Done);
     });
-    let run = bench.sweeper.run(event_at).await.unwrap();
+    let run = bench.sweeper.run(event_at, i64::MAX).await.unwrap();
     assert_eq!((run.due, run.notices, run.lost_races, run.failed), (1, 0, 0, 0));
     assert_eq!(bench.told().await, and(&["access.ended ada"]));
     bench.sweep("2026-11-23T12:00:00Z").await;
