@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "this whole crate is a test")]
 #![allow(clippy::as_conversions, reason = "test data is small")]
 
-use simulator::{Story, play, shrink, told, tour};
+use simulator::{Story, play, told, tour};
 
 /// How many stories `cargo test` plays, if `SIM_SEEDS` does not say.
 const DEFAULT_SEEDS: u64 = 60;
@@ -33,20 +33,6 @@ fn the_same_seed_is_the_same_story_to_the_byte() {
         assert_eq!(one.trace, other.trace, "seed {seed}");
         assert_eq!(one.hash, other.hash);
     }
-}
-
-/// The simulator is tried itself: with a Stripe that takes every report for a new one, whatever its identifier.
-#[test]
-fn a_stripe_that_knows_no_identifier_again_is_noticed_and_the_story_is_made_short() {
-    let noticed = (0..60).find_map(|seed| {
-        let story = Story { identifiers_known_secs: 0, ..Story::of(seed) };
-        play(&story, false).violation.map(|violation| (story, violation))
-    });
-    let (story, violation) = noticed.expect("a report is sent twice somewhere");
-    assert!(violation.starts_with("G3"), "{violation}");
-    let (short, outcome) = shrink(&story, &violation, 100);
-    assert!(outcome.violation.is_some_and(|violation| violation.starts_with("G3")));
-    assert!(short.steps.len() <= 8, "{} steps: {:#?}", short.steps.len(), short.steps);
 }
 
 fn number(name: &str) -> Option<u64> {
