@@ -146,7 +146,7 @@ def unknown_things_are_refused():
     assert error.http_status == 400
     error = refused(stripe.InvalidRequestError, v1.customers.retrieve, "cus_nobody")
     assert error.code == "resource_missing" and error.http_status == 404
-    error = refused(stripe.InvalidRequestError, v1.charges.list)
+    error = refused(stripe.InvalidRequestError, v1.payouts.list)
     assert error.http_status == 404
     live = stripe.StripeClient("sk_live_x", base_addresses={"api": SANDBOX}, max_network_retries=0)
     refused(stripe.AuthenticationError, live.v1.customers.list)
