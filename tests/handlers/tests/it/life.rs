@@ -3,11 +3,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use handlers::{Fault, Faults, Faulty, Queue, RecountQueue, StripeTruth, TestClock, World};
+use handlers::{Fault, Faults, World};
 use serde_json::{Value, json};
-use sync::{Listener, Outcome, Sync};
+use sync::Outcome;
 use tokentill::{
-    config::StripeMode,
     domain::{
         access::State,
         facts::{CustomerFacts, PaidInvoice, PausedBy, Status},
@@ -15,15 +14,15 @@ use tokentill::{
         notice::Payment,
         price_list::PriceList,
     },
-    dynamodb::Store,
     ports::{Accounts, Clock, PaymentFacts, StripeError},
 };
 
-use crate::samples::{at, cancelled, customer, hint, overdue, sqs_event, subscriber, user};
+use crate::{
+    samples::{at, cancelled, customer, hint, overdue, sqs_event, subscriber, user},
+    sync::{Function, function},
+};
 
 const SINCE: &str = "2026-11-10T00:00:00Z";
-
-type Function = Sync<StripeTruth, Faulty<Store>, Queue, RecountQueue, Faulty<Store>, Faulty<Store>, TestClock>;
 
 struct Bench {
     world: World,
@@ -32,18 +31,7 @@ struct Bench {
 
 async fn bench() -> Bench {
     let world = World::start().await;
-    let sync = Sync {
-        stripe: world.stripe.clone(),
-        accounts: world.store_of("sync"),
-        queue: world.queue.clone(),
-        recounts: world.recounts.clone(),
-        quarantine: world.store_of("sync"),
-        meter_errors: world.store_of("sync"),
-        listener: Listener::default(),
-        clock: world.clock.clone().moving_by_itself(),
-        prices: PriceList::shipped().unwrap(),
-        mode: StripeMode::Test,
-    };
+    let sync = function(&world);
     Bench { world, sync }
 }
 
@@ -416,7 +404,7 @@ async fn a_refund_that_is_heard_while_its_customer_is_being_joined_is_told_once(
     // The join comes between the refund's look and its record, and the other way round.
     for call in ["keep_untold", "commit"] {
         let bench = bench().await;
-        let other = crate::sync::function(&bench.world);
+        let other = function(&bench.world);
         let refund = Story::RefundOfNobody.prepare(&bench).await;
         let sign_up = about("evt_sign_up", "checkout.session.completed", "cs_1");
         let (first, second) = if call == "commit" { (sign_up, refund) } else { (refund, sign_up) };
