@@ -119,9 +119,8 @@ pub fn standing(account: Option<&Account>, prices: &PriceList, now: EpochSecs) -
     // Grace ends exactly at the deadline: the second before it still has access, the deadline itself has not.
     let grace_or_ended = |reason| match account.grace_deadline(prices) {
         Some(deadline) if now < deadline => {
-            let plan = subscription.plan.as_ref().and_then(|plan| prices.plan(plan));
-            let is_worth_nothing = plan.is_some_and(|plan| plan.grace == GraceAccess::None);
-            Standing { reason: is_worth_nothing.then_some(Reason::PaymentOverdue), ..with(State::Grace, Some(deadline)) }
+            let reason = grace_is_worth_nothing(subscription.plan.as_ref(), prices).then_some(Reason::PaymentOverdue);
+            Standing { reason, ..with(State::Grace, Some(deadline)) }
         }
         _ => ended(reason),
     };
@@ -147,6 +146,11 @@ pub fn standing(account: Option<&Account>, prices: &PriceList, now: EpochSecs) -
         // Never stored (the last known status is kept); were it, a paying user would not be locked out.
         Status::Other(_) => with(State::Active, subscription.cancel_at),
     }
+}
+
+/// Whether the plan allows nothing while a payment is overdue.
+pub(super) fn grace_is_worth_nothing(plan: Option<&PlanId>, prices: &PriceList) -> bool {
+    plan.and_then(|plan| prices.plan(plan)).is_some_and(|plan| plan.grace == GraceAccess::None)
 }
 
 fn without_subscription(prices: &PriceList, reason: Reason) -> Standing {

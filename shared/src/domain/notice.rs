@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::{
-    access::{Reason, Standing, State, standing},
+    access::{Reason, Standing, State, grace_is_worth_nothing, standing},
     account::{Account, Announced},
     facts::{PausedBy, Status},
     id::{CustomerId, InvoiceId, UserId, composite_key},
@@ -151,7 +151,9 @@ pub fn due(account: &mut Account, prices: &PriceList, now: EpochSecs) -> Vec<Not
     let is_over = account.subscription.as_ref().is_some_and(|subscription| subscription.status == Status::Canceled);
     match (told.state, standing.state) {
         (Some(State::Ended | State::Free | State::None), State::Grace) if is_over => {}
-        (Some(State::Ended), State::Active | State::Trialing | State::Grace) => kinds.push(NoticeKind::AccessRestored),
+        (_, State::Active | State::Trialing | State::Grace) if told_of_nothing(&told, prices) && standing.reason.is_none() => {
+            kinds.push(NoticeKind::AccessRestored)
+        }
         (before, State::Active | State::Trialing | State::Grace) if !subscribed(before) => {
             kinds.push(NoticeKind::AccountProvisioned)
         }
@@ -214,6 +216,15 @@ pub fn due(account: &mut Account, prices: &PriceList, now: EpochSecs) -> Vec<Not
     };
     account.trial_end_told = trial_end.or(account.trial_end_told);
     notices
+}
+
+/// Whether what was told last is that nothing is allowed: access has ended, or the plan gives none while a payment is overdue.
+fn told_of_nothing(told: &Announced, prices: &PriceList) -> bool {
+    match told.state {
+        Some(State::Ended) => true,
+        Some(State::Grace) => grace_is_worth_nothing(told.plan.as_ref(), prices),
+        _ => false,
+    }
 }
 
 /// Whether access ended because nothing was paid, also where Stripe paused the subscription for that.
@@ -321,6 +332,7 @@ mod tests {
     use crate::domain::{
         account::{Overdue, tests::subscribed},
         id::InvoiceId,
+        price_list::GraceAccess,
     };
 
     fn at(text: &str) -> EpochSecs {
@@ -363,6 +375,37 @@ mod tests {
         account.subscription.as_mut().unwrap().status = Status::Active;
         account.overdue.clear();
         assert_eq!(tell(&mut account, "2026-11-29T00:00:00Z"), ["access.restored"]);
+    }
+
+    #[test]
+    fn access_is_told_to_be_back_only_when_something_is_allowed_again() {
+        let mut worthless = PriceList::shipped().unwrap();
+        worthless.plans.iter_mut().for_each(|plan| plan.grace = GraceAccess::None);
+        let shipped = PriceList::shipped().unwrap();
+        let (in_1, in_2) = (InvoiceId::new("in_1").unwrap(), InvoiceId::new("in_2").unwrap());
+        for (prices, on_a_newer_invoice, on_payment) in [
+            (&worthless, vec!["grace.started"], vec!["access.restored", "grace.cleared"]),
+            (&shipped, vec!["access.restored", "grace.started"], vec!["grace.cleared"]),
+        ] {
+            let tell = |account: &mut Account, now: &str| {
+                account.version += 1;
+                due(account, prices, at(now)).iter().map(|notice| notice.kind.as_str()).collect::<Vec<_>>()
+            };
+            let mut account = subscribed("2026-11-10T00:00:00Z");
+            account.subscription.as_mut().unwrap().status = Status::PastDue;
+            account.overdue.insert(in_1.clone(), Overdue { since: at("2026-11-20T12:00:00Z") });
+            assert_eq!(tell(&mut account, "2026-11-20T12:00:05Z"), ["grace.started"]);
+            account.overdue.insert(in_2.clone(), Overdue { since: at("2026-11-26T12:00:00Z") });
+            assert_eq!(tell(&mut account, "2026-11-27T12:00:00Z"), ["access.ended"]);
+            // The older invoice is paid: the newer one's grace period still runs.
+            account.overdue.remove(&in_1);
+            assert_eq!(tell(&mut account, "2026-11-28T00:00:00Z"), on_a_newer_invoice);
+            assert_eq!(tell(&mut account, "2026-11-28T00:00:01Z"), Vec::<&str>::new());
+            account.overdue.clear();
+            account.subscription.as_mut().unwrap().status = Status::Active;
+            assert_eq!(tell(&mut account, "2026-11-28T01:00:00Z"), on_payment);
+            assert_eq!(tell(&mut account, "2026-11-28T02:00:00Z"), Vec::<&str>::new());
+        }
     }
 
     /// `sync` asks by its own clock, the sweeper by the moment of its event, and either may be the earlier one.

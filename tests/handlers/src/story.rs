@@ -256,6 +256,20 @@ impl Stage {
         self.post(&path, &form).await;
     }
 
+    /// Reports usage of the customer, at the clock's moment.
+    pub async fn use_of(&self, meter: &str, quantity: u32) {
+        let clock = self.get(&format!("/v1/test_helpers/test_clocks/{}", self.clock)).await;
+        let (value, timestamp) = (quantity.to_string(), clock["frozen_time"].to_string());
+        let form = [
+            ("event_name", meter),
+            ("identifier", meter),
+            ("timestamp", &timestamp),
+            ("payload[stripe_customer_id]", &self.customer),
+            ("payload[value]", &value),
+        ];
+        self.post("/v1/billing/meter_events", &form).await;
+    }
+
     /// The newest invoice of a subscription.
     pub async fn invoice_of(&self, subscription: &str) -> String {
         text(&self.get(&format!("/v1/subscriptions/{subscription}")).await["latest_invoice"])

@@ -281,7 +281,7 @@ async fn any_order_through_the_function_ends_in_the_same_account() {
             heard.insert(run.user.clone(), (run.notices.get(), end, story));
         }
     }
-    assert_eq!(heard.len(), 17 * SCHEDULES);
+    assert_eq!(heard.len(), 19 * SCHEDULES);
     // What was told, commit by commit: each change once, and in the end the state there is.
     let mut told: BTreeMap<UserId, BTreeMap<u64, Vec<Notice>>> = BTreeMap::new();
     let mut told_of_payments: BTreeMap<UserId, usize> = BTreeMap::new();
@@ -304,7 +304,7 @@ async fn any_order_through_the_function_ends_in_the_same_account() {
             assert_eq!(listener.hear(notices), Ok(()), "{}: {told:#?}", story.name);
         }
         let account = end.account();
-        assert!(listener.knows(account.announced.state.unwrap()), "{}: {told:#?}", story.name);
+        assert!(listener.knows(account, account.announced.state.unwrap()), "{}: {told:#?}", story.name);
     }
     assert!(told.is_empty());
 }

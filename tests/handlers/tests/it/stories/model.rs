@@ -6,6 +6,8 @@ use handlers::story::{Step, Story};
 use serde_json::Value;
 use tokentill::domain::{
     access::{Reason, State},
+    account::Account,
+    facts::Status,
     notice::{Notice, NoticeKind},
     time::EpochSecs,
 };
@@ -181,12 +183,12 @@ impl Listener {
             NoticeKind::GraceStarted => !self.in_grace,
             NoticeKind::GraceReminder => self.in_grace && self.reminders < 2,
             NoticeKind::GraceCleared => self.in_grace,
-            NoticeKind::AccessEnded => self.access == Access::Given,
+            NoticeKind::AccessEnded => self.access == Access::Given || self.owes_the_last_invoice(),
             // Also to whom nothing was told, since the first look came after the end.
             NoticeKind::AccessRestored => self.access != Access::Given,
             NoticeKind::SubscriptionEnding => self.ending != until && until.is_some(),
             NoticeKind::SubscriptionContinued => self.ending.is_some(),
-            NoticeKind::SubscriptionEnded => self.access != Access::Over,
+            NoticeKind::SubscriptionEnded => self.access != Access::Over || self.owes_the_last_invoice(),
             NoticeKind::TrialEnding => until.is_some_and(|until| self.trial_ending.insert(until)),
             NoticeKind::PaymentRefunded | NoticeKind::PaymentDisputed => self.payments.insert(notice.notice_id.clone()),
         };
@@ -209,10 +211,17 @@ impl Listener {
         Ok(())
     }
 
-    /// Whether what was told last is the state there is.
-    pub(super) fn knows(&self, state: State) -> bool {
+    /// The subscription's end was told, or nothing at all, and then that its last invoice is owed.
+    fn owes_the_last_invoice(&self) -> bool {
+        matches!(self.access, Access::Over | Access::Never) && self.in_grace
+    }
+
+    /// Whether what was told last is the state of the account.
+    pub(super) fn knows(&self, account: &Account, state: State) -> bool {
+        let is_over = account.subscription.as_ref().is_some_and(|subscription| subscription.status == Status::Canceled);
         let access = match state {
-            State::Trialing | State::Active | State::Grace => self.access == Access::Given,
+            State::Grace => self.access == Access::Given || (is_over && self.owes_the_last_invoice()),
+            State::Trialing | State::Active => self.access == Access::Given,
             // Who was first looked at after the end was never told of access, and is not told of its end.
             State::Ended => self.access != Access::Given,
             State::Free | State::None => matches!(self.access, Access::Never | Access::Over),

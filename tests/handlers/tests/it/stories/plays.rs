@@ -218,6 +218,33 @@ pub(super) async fn cancel_and_stay() -> Story {
     stage.end().await
 }
 
+/// 8b. A cancellation is planned, and the last invoice, which has the usage of the last period on it, is declined. Somebody pays it
+/// on the second day, or nobody does.
+pub(super) async fn cancel_and_owe(pays: bool) -> Story {
+    let name = if pays {
+        "cancel at period end, and pay the last invoice late"
+    } else {
+        "cancel at period end, and owe the last invoice"
+    };
+    let mut stage = Stage::begin(name).await;
+    let subscription = subscriber_with(&mut stage, "pm_card_chargeCustomerFail").await;
+    stage.until(5 * DAY).await;
+    stage.use_of("requests", 1_000).await;
+    stage.post(&format!("/v1/subscriptions/{subscription}"), &[("cancel_at_period_end", "true")]).await;
+    stage.step("is going to leave").await;
+    steps(&mut stage, &[(RENEWAL, "is over"), (CHARGED, "the last invoice fails")]).await;
+    if pays {
+        stage.until(CHARGED + 2 * DAY).await;
+        pay_late(&mut stage, &subscription).await;
+    }
+    steps(
+        &mut stage,
+        &[(CHARGED + 3 * DAY, "three days later"), (CHARGED + 7 * DAY, "a week later"), (CHARGED + 8 * DAY, "is over")],
+    )
+    .await;
+    stage.end().await
+}
+
 /// 9. Two subscriptions at once, by mistake; the older one is cancelled and its charge given back.
 pub(super) async fn double_subscription() -> Story {
     let mut stage = Stage::begin("double subscription").await;
@@ -303,6 +330,8 @@ pub(super) async fn all() -> Vec<Story> {
         paused_by_failure(false).await,
         upgrade_and_downgrade().await,
         cancel_and_stay().await,
+        cancel_and_owe(false).await,
+        cancel_and_owe(true).await,
         double_subscription().await,
         double_subscription_of_which_both_fail().await,
         debit_fails_days_later().await,
