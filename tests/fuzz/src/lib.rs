@@ -21,8 +21,8 @@ mod targets;
 pub use mutate::mutate;
 pub use seeds::seeds;
 
-/// A target: takes any bytes, and panics if what must hold does not.
-pub type Target = fn(&[u8]);
+/// A target: takes any bytes, and panics if what must hold does not. Whether they were taken for what is meant.
+pub type Target = fn(&[u8]) -> bool;
 
 /// Every target, by its name.
 pub const TARGETS: [(&str, Target); 5] = [

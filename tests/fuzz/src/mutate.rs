@@ -46,11 +46,11 @@ const NUMBERS: [&str; 17] = [
 #[must_use]
 pub fn mutate(input: &[u8], others: &[Vec<u8>], longest: usize, rng: &mut Rng) -> Vec<u8> {
     let mut data = input.to_vec();
-    for _ in 0..rng.usize(1..=4) {
+    for _ in 0..rng.usize(1..=3) {
         // A stored item has a letter before its JSON.
         let begin = usize::from(data.first().is_some_and(u8::is_ascii_lowercase));
         data = match serde_json::from_slice::<Value>(&data[begin..]) {
-            Ok(mut value) if rng.u8(..) < 160 => {
+            Ok(mut value) if rng.u8(..) < 224 => {
                 change(&mut value, rng);
                 [&data[..begin], value.to_string().as_bytes()].concat()
             }

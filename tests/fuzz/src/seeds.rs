@@ -18,7 +18,12 @@ use crate::targets::NOW;
 #[must_use]
 pub fn seeds(target: &str) -> Vec<Vec<u8>> {
     match target {
-        "signature" => webhooks().iter().map(|(header, body)| [header.as_bytes(), b"\n", body.as_slice()].concat()).collect(),
+        "signature" => {
+            let shapes = ["t=1795348800,v1={A}", "v1={C},t=1795348500,v0=x,v1={B}", "t=1795349100, v1={A},v1={B}"];
+            let shapes = shapes.map(|header| (header.to_owned(), b"{}".to_vec()));
+            let all = webhooks().into_iter().chain(shapes);
+            all.map(|(header, body)| [header.as_bytes(), b"\n", body.as_slice()].concat()).collect()
+        }
         "envelope" => webhooks().into_iter().map(|(_, body)| body).collect(),
         "usage_message" => messages(),
         "price_list" => price_lists(),

@@ -111,9 +111,9 @@ impl Table {
 
 /// A letter that says what is read, and the item as plain JSON. What is read is the same once it was written and read again, and
 /// nothing that is asked of it panics or contradicts itself.
-pub(crate) fn stored_item(data: &[u8]) {
-    let Some((kind, item)) = data.split_first() else { return };
-    let Ok(Value::Object(item)) = serde_json::from_slice(item) else { return };
+pub(crate) fn stored_item(data: &[u8]) -> bool {
+    let Some((kind, item)) = data.split_first() else { return false };
+    let Ok(Value::Object(item)) = serde_json::from_slice(item) else { return false };
     let item: Value = item.into_iter().map(|(name, value)| (name, typed(value))).collect();
     TABLE.with_borrow(|table| {
         let answer = if *kind == b't' { json!({"Items": [item]}) } else { json!({"Item": item}) };
@@ -122,16 +122,21 @@ pub(crate) fn stored_item(data: &[u8]) {
         let user = UserId::new("ada").unwrap();
         let nothing = RowKey { request_key: "3:ada/1:r".to_owned(), row: "request".to_owned() };
         table.runtime.block_on(async {
+            let mut is_taken = true;
             match kind {
                 b'a' => {
                     if let Ok(Some(account)) = store.account(&user).await {
                         kept(&account);
                         of_account(&account, prices);
+                    } else {
+                        is_taken = false;
                     }
                 }
                 b'c' => {
                     if let Ok(Some(record)) = store.customer(&CustomerId::new("cus_1").unwrap()).await {
                         kept(&record);
+                    } else {
+                        is_taken = false;
                     }
                 }
                 b'r' => {
@@ -143,17 +148,23 @@ pub(crate) fn stored_item(data: &[u8]) {
                             assert!(!judged.row.verdict.is_parked());
                             assert_eq!(judged.row.key(), row.key(), "a row stays itself");
                         }
+                    } else {
+                        is_taken = false;
                     }
                 }
                 b'b' => {
                     if let Ok(book) = store.book(&user, "2026-11-22/4:free").await {
                         kept(&book);
                         of_book(book);
+                    } else {
+                        is_taken = false;
                     }
                 }
                 b't' => {
                     if let Ok(Some(tally)) = store.tally(&user, "2026-11-22/4:free").await {
                         of_tally(&tally, prices);
+                    } else {
+                        is_taken = false;
                     }
                 }
                 b'g' => {
@@ -163,6 +174,8 @@ pub(crate) fn stored_item(data: &[u8]) {
                         let quota = answer.quotas.values().next().expect("the free tier has a quota");
                         assert_eq!(quota.remaining, quota.limit.saturating_sub(quota.used));
                         assert!(answer.allowed == (quota.remaining > 0), "{answer:?}");
+                    } else {
+                        is_taken = false;
                     }
                 }
                 b'o' => {
@@ -170,20 +183,27 @@ pub(crate) fn stored_item(data: &[u8]) {
                         let event = DomainEvent::of(&row.notice, row.committed_at_ms, false);
                         assert_eq!(event.id, row.notice.notice_id, "an event is sent under one id");
                         serde_json::to_string(&event).unwrap();
+                    } else {
+                        is_taken = false;
                     }
                 }
                 b'm' => {
                     if let Ok(memory) = store.memory().await {
                         kept(&memory);
+                    } else {
+                        is_taken = false;
                     }
                     if let Ok(memory) = store.sweeper_memory().await {
                         kept(&memory);
+                    } else {
+                        is_taken = false;
                     }
                 }
-                _ => {}
+                _ => is_taken = false,
             }
-        });
-    });
+            is_taken
+        })
+    })
 }
 
 /// A value as DynamoDB speaks of it, with its type.
@@ -214,6 +234,7 @@ fn of_account(account: &Account, prices: &PriceList) {
     moments.extend(account.segments.iter().flat_map(|segment| [segment.start, segment.end, segment.end.plus_secs(-1)]));
     moments.extend(account.grace_deadline(prices).into_iter().flat_map(|end| [end, end.plus_secs(-1)]));
     for now in moments.into_iter().take(12) {
+        assert_eq!(EpochSecs::parse_rfc3339(&now.to_string()), Some(now), "a moment can be written");
         let stands = standing(Some(account), prices, now);
         if stands.is_grace() {
             let deadline = account.grace_deadline(prices).expect("grace has a deadline");
