@@ -218,6 +218,14 @@ mod tests {
     }
 
     #[test]
+    fn a_header_is_read_up_to_4_kb() {
+        let t = NOW.to_string();
+        let good = format!("t={t},v1={},x=", sign("whsec_new", &t, BODY));
+        let long = |bytes: usize| good.clone() + &"y".repeat(bytes - good.len());
+        assert_eq!((check(&long(4_096)), check(&long(4_097))), (Ok(()), Err(Refused::Malformed)));
+    }
+
+    #[test]
     fn a_blank_secret_is_no_secret() {
         for blank in ["", " ", ",", " ,\n", "\0", " \0\0,\0"] {
             assert_eq!(WebhookSecrets::parse(blank).unwrap_err(), NoSecret);

@@ -102,7 +102,9 @@ impl EpochSecs {
     /// The moment of a civil date and time in UTC.
     #[must_use]
     pub fn from_civil(datetime: civil::DateTime) -> Self {
-        datetime.to_zoned(TimeZone::UTC).map_or(Self(0), |zoned| Self::new(zoned.timestamp().as_second()))
+        // What is no timestamp lies before the first moment or after the last.
+        let beyond = |_| Self::new(if datetime.year() < 1 { i64::MIN } else { i64::MAX });
+        datetime.to_zoned(TimeZone::UTC).map_or_else(beyond, |zoned| Self::new(zoned.timestamp().as_second()))
     }
 }
 
