@@ -505,7 +505,10 @@ mod tests {
         assert_eq!((row.time_key.as_str(), row.at_key.as_str()), ("3:ada/2:13", "001795348740"));
         assert_eq!(at_key(EpochSecs::new(-5)), "000000000000", "before 1970 is nothing that could be billed");
         let day = UtcDay::parse("2026-11-22");
-        assert_eq!((day_of("2026-11-22/4:free/00"), day_of("2026-11-22"), day_of("2026-11"), day_of("x")), (day, day, None, None));
+        assert_eq!(
+            (day_of("2026-11-22/4:free/00"), day_of("2026-11-22"), day_of("2026-11"), day_of("x")),
+            (day, day, None, None)
+        );
     }
 
     #[test]
@@ -513,7 +516,10 @@ mod tests {
         let mut account = subscribed("2026-11-10T00:00:00Z");
         account.segments[0].plan = None;
         let judged = judged(&event(&[]), Some(&account));
-        assert_eq!(judged.row.counted, [("requests", 1), ("tokens_in", 812)].map(|(id, n)| (MeterId::new(id).unwrap(), n)).into());
+        assert_eq!(
+            judged.row.counted,
+            [("requests", 1), ("tokens_in", 812)].map(|(id, n)| (MeterId::new(id).unwrap(), n)).into()
+        );
         assert_eq!(judged.billing.map(|billing| billing.billed.len()), Some(3));
     }
 

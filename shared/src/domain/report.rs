@@ -592,12 +592,18 @@ mod tests {
     fn a_minutes_summary_decides_an_hour_after_the_last_attempt_and_tells_what_arrived() {
         let first = at("2026-11-20T12:00:30Z");
         let mut book = Book::default();
-        intend(&tally("2026-11-20", SEGMENT, 10), &mut book, &PriceList::shipped().unwrap(), first.minute(), first, || "id".into());
+        intend(&tally("2026-11-20", SEGMENT, 10), &mut book, &PriceList::shipped().unwrap(), first.minute(), first, || {
+            "id".into()
+        });
         let mut intent = book.meters[&meter()].intent.clone().unwrap();
         let decidable = |book: &Book, secs: i64| can_be_decided(book, &meter(), &intent, first.plus_secs(secs));
         assert_eq!((decidable(&book, 3_599), decidable(&book, 3_600)), (false, true));
         let resent = Book { resent_at: Some(first.plus_secs(60)), ..book.clone() };
-        assert_eq!((decidable(&resent, 3_659), decidable(&resent, 3_660)), (false, true), "after the last attempt, not the first");
+        assert_eq!(
+            (decidable(&resent, 3_659), decidable(&resent, 3_660)),
+            (false, true),
+            "after the last attempt, not the first"
+        );
         let otherwise = Book { undecidable: [meter()].into(), ..book };
         assert!(!decidable(&otherwise, 86_400), "where something else stands in the way a person decides");
         intent.confirmed_before = 4;
