@@ -524,6 +524,13 @@ mod tests {
     }
 
     #[test]
+    fn usage_of_a_segment_that_begins_in_a_days_last_minute_is_in_the_next_days_tally() {
+        let account = subscribed("2026-11-21T23:59:10Z");
+        let row = judged(&event(&[("timestamp", "2026-11-21T23:59:30Z".into())]), Some(&account)).row;
+        assert_eq!((row.at_key.as_str(), row.tally_key.unwrap().get(..10)), ("001795305570", Some("2026-11-22")));
+    }
+
+    #[test]
     fn a_batch_has_98_rows() {
         let rows = (0..100).map(|n| judged(&event(&[("request_id", format!("req_{n}").into())]), None));
         assert_eq!(batches(rows).map(|batch| batch.rows.len()).collect::<Vec<_>>(), [98, 2]);

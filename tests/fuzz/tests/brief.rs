@@ -6,7 +6,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use fastrand::Rng;
 use fuzz::{TARGETS, mutate, seeds, target};
 
-/// How many inputs each target is given. They take a few seconds of processor time together; `tests/fuzz/run` gives millions.
+/// How many inputs each target is given, if `FUZZ_INPUTS` does not say. They take a few seconds of processor time together.
 const INPUTS: usize = 3_000;
 /// No input is longer, in bytes.
 const LONGEST: usize = 16_384;
@@ -19,9 +19,11 @@ fn brief_run(name: &str, least_taken: usize) {
         assert!(target(seed), "{name}: a seed is not taken: {}", seed.escape_ascii());
     }
     let first = pool.len();
+    let number = |name: &str| std::env::var(name).ok().map(|text| text.parse().unwrap());
+    let inputs = number("FUZZ_INPUTS").unwrap_or(INPUTS);
     let mut taken = 0;
-    let mut rng = Rng::with_seed(20_261_128);
-    for n in 0..INPUTS {
+    let mut rng = Rng::with_seed(number("FUZZ_SEED").map_or(20_261_128, |seed| u64::try_from(seed).unwrap()));
+    for n in 0..inputs {
         let chosen = rng.usize(0..pool.len());
         let input = mutate(&pool[chosen], &pool, LONGEST, &mut rng);
         let is_taken = catch_unwind(AssertUnwindSafe(|| target(&input))).unwrap_or_else(|panicked| {
@@ -38,8 +40,8 @@ fn brief_run(name: &str, least_taken: usize) {
         }
     }
     // Inputs that are all refused at the door would try nothing.
-    println!("{name}: {taken} of {INPUTS} were taken");
-    assert!(taken >= least_taken, "{name}: only {taken} of {INPUTS} were taken");
+    println!("{name}: {taken} of {inputs} were taken");
+    assert!(taken >= least_taken, "{name}: only {taken} of {inputs} were taken");
 }
 
 #[test]
