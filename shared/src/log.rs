@@ -104,4 +104,12 @@ mod tests {
             .assert_eq(&line.render(5));
         assert!(!Line::new("sync", "nothing to count").render(5).contains("_aws"));
     }
+
+    #[test]
+    fn a_user_has_a_name_of_its_own_that_tells_nothing() {
+        let [ada, bob] = ["ada@example.com", "bob@example.com"].map(pseudonym);
+        assert_ne!(ada, bob);
+        assert_eq!(ada, pseudonym("ada@example.com"), "and the same in every line");
+        assert!(ada.len() == 16 && ada.bytes().all(|byte| byte.is_ascii_hexdigit()), "{ada}");
+    }
 }

@@ -1193,3 +1193,15 @@ impl StripeError {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_printed_of_a_secret_is_that_it_is_one() {
+        let secret = Secret::new("whsec_sample");
+        assert_eq!((format!("{secret:?}"), format!("{:?}", Some(&secret))), ("Secret".to_owned(), "Some(Secret)".to_owned()));
+        assert_eq!(secret.expose(), "whsec_sample");
+    }
+}

@@ -290,6 +290,12 @@ mod tests {
         account
     }
 
+    #[test]
+    fn four_states_allow_a_call() {
+        let states = [State::Free, State::None, State::Trialing, State::Active, State::Grace, State::Ended];
+        assert_eq!(states.map(State::allows), [true, false, true, true, true, false]);
+    }
+
     /// The contract's table, row by row; where the price list has no free plan, the answer after the bar.
     #[test]
     fn the_state_table_of_the_contract() {

@@ -500,6 +500,43 @@ mod tests {
     }
 
     #[test]
+    fn what_a_row_is_found_by_stays_as_it_is() {
+        let row = judged(&event(&[]), Some(&subscribed("2026-11-10T00:00:00Z"))).row;
+        assert_eq!((row.time_key.as_str(), row.at_key.as_str()), ("3:ada/2:13", "001795348740"));
+        assert_eq!(at_key(EpochSecs::new(-5)), "000000000000", "before 1970 is nothing that could be billed");
+        let day = UtcDay::parse("2026-11-22");
+        assert_eq!(
+            (day_of("2026-11-22/4:free/00"), day_of("2026-11-22"), day_of("2026-11"), day_of("x")),
+            (day, day, None, None)
+        );
+    }
+
+    #[test]
+    fn known_meters_of_an_unknown_plan_are_billed() {
+        let mut account = subscribed("2026-11-10T00:00:00Z");
+        account.segments[0].plan = None;
+        let judged = judged(&event(&[]), Some(&account));
+        assert_eq!(
+            judged.row.counted,
+            [("requests", 1), ("tokens_in", 812)].map(|(id, n)| (MeterId::new(id).unwrap(), n)).into()
+        );
+        assert_eq!(judged.billing.map(|billing| billing.billed.len()), Some(3));
+    }
+
+    #[test]
+    fn usage_of_a_segment_that_begins_in_a_days_last_minute_is_in_the_next_days_tally() {
+        let account = subscribed("2026-11-21T23:59:10Z");
+        let row = judged(&event(&[("timestamp", "2026-11-21T23:59:30Z".into())]), Some(&account)).row;
+        assert_eq!((row.at_key.as_str(), row.tally_key.unwrap().get(..10)), ("001795305570", Some("2026-11-22")));
+    }
+
+    #[test]
+    fn a_batch_has_98_rows() {
+        let rows = (0..100).map(|n| judged(&event(&[("request_id", format!("req_{n}").into())]), None));
+        assert_eq!(batches(rows).map(|batch| batch.rows.len()).collect::<Vec<_>>(), [98, 2]);
+    }
+
+    #[test]
     fn usage_of_unknown_prices_is_parked_and_decided_once_they_are_known() {
         let known = subscribed("2026-11-10T00:00:00Z");
         let mut unknown = known.clone();

@@ -433,6 +433,49 @@ mod tests {
     }
 
     #[test]
+    fn a_plan_with_a_quota_needs_all_days_of_its_segment() {
+        let (prices, user) = (PriceList::shipped().unwrap(), ada());
+        let gate = Gate::new(&user, None, &prices, at(NOW));
+        let day = |text: &str| UtcDay::parse(text).unwrap();
+        assert_eq!((gate.has_quotas(), gate.days()), (true, (day("2026-11-01"), day("2026-11-23"))));
+        let covers = |from: &str, to: &str| gate.is_covered_by(&Counted::of(Vec::new(), day(from), day(to)));
+        assert!(covers("2026-11-01", "2026-11-23") && covers("2026-10-31", "2026-11-24"));
+        assert!(!covers("2026-11-02", "2026-11-23") && !covers("2026-11-01", "2026-11-22"));
+        let account = subscribed("2026-11-10T00:00:00Z");
+        assert!(!Gate::new(&user, Some(&account), &prices, at(NOW)).has_quotas(), "the plan has none");
+    }
+
+    #[test]
+    fn days_are_read_from_the_first_that_any_plans_segment_may_begin_on() {
+        let usual = |interval: Interval| {
+            let mut prices = with_quotas(&[("requests", 5)]);
+            prices.plans.retain(|plan| !plan.prices.is_empty());
+            for price in prices.plans.iter_mut().flat_map(|plan| &mut plan.prices) {
+                let (Price::Flat { interval: own, .. } | Price::Metered { interval: own, .. }) = price;
+                *own = interval;
+            }
+            let (from, to) = usual_days(&prices, at(NOW)).unwrap();
+            format!("{from} {to}")
+        };
+        assert_eq!(usual(Interval::Day), "2026-11-21 2026-11-23");
+        assert_eq!(usual(Interval::Week), "2026-11-15 2026-11-23");
+        assert_eq!(usual(Interval::Month), "2026-10-22 2026-11-23");
+        assert_eq!(usual(Interval::Year), "2025-11-21 2026-11-23");
+        assert_eq!(usual_days(&PriceList::shipped().unwrap(), at(NOW)).unwrap().0.to_string(), "2026-11-01", "the free month's");
+    }
+
+    #[test]
+    fn only_usage_beyond_what_was_granted_is_made_up_for() {
+        let (prices, user) = (PriceList::shipped().unwrap(), ada());
+        let gate = Gate::new(&user, None, &prices, at(NOW));
+        let made_up = |in_segment: u64| {
+            let (granted, counted) = (granted(NOW, 0, NOVEMBER, in_segment), counted(NOVEMBER, &[("requests", 9)]));
+            gate.take(&asked(1, &[]), &granted, Some(&counted)).unwrap().segment.unwrap().counted
+        };
+        assert_eq!((made_up(8), made_up(9), made_up(10)), (Some(9), None, None));
+    }
+
+    #[test]
     fn in_a_grace_period_the_lowered_limits_hold_and_are_told() {
         let (mut prices, user) = (with_quotas(&[("requests", 1_000)]), ada());
         let reduced =

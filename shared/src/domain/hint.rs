@@ -275,6 +275,47 @@ mod tests {
         invoice.will_be_due test_helpers.test_clock.advancing test_helpers.test_clock.created test_helpers.test_clock.deleted \
         test_helpers.test_clock.internal_failure test_helpers.test_clock.ready";
 
+    fn hint(kind: &str, object_id: &str, customer: Option<&str>) -> Hint {
+        let made = Hint::of_new_customer(&CustomerId::new("cus_1").unwrap(), EpochSecs::new(0), false).unwrap();
+        let customer = customer.map(|id| CustomerId::new(id).unwrap());
+        let event_id = EventId::new("evt_1").unwrap();
+        Hint { event_id, kind: kind.to_owned(), object_id: object_id.to_owned(), customer, replay: false, ..made }
+    }
+
+    #[test]
+    fn an_event_without_customer_and_object_names_nothing_unless_it_is_about_rejected_usage() {
+        let names_nothing = |kind: &str, object_id: &str, customer| hint(kind, object_id, customer).names_nothing();
+        assert!(names_nothing("invoice.paid", "evt_1", None));
+        assert!(!names_nothing("invoice.paid", "in_1", None));
+        assert!(!names_nothing("invoice.paid", "evt_1", Some("cus_1")));
+        assert!(!names_nothing("v1.billing.meter.no_meter_found", "evt_1", None));
+        assert!(hint("v1.billing.meter.no_meter_found", "evt_1", None).is_about_rejected_usage());
+        assert!(!hint("invoice.paid", "in_1", None).is_about_rejected_usage());
+    }
+
+    #[test]
+    fn only_what_stripe_sent_counts_as_delivered() {
+        let sent = hint("invoice.paid", "in_1", None);
+        assert!(sent.was_delivered());
+        assert!(!Hint { replay: true, ..sent.clone() }.was_delivered(), "a person's");
+        assert!(!Hint { swept: true, ..sent.clone() }.was_delivered(), "found in a list");
+        assert!(!Hint { kind: "tokentill.revisit".to_owned(), ..sent }.was_delivered(), "our own");
+    }
+
+    #[test]
+    fn in_live_mode_no_test_clock_is_asked_for() {
+        let (live, test) = (snapshot_events(true), snapshot_events(false));
+        assert_eq!(test, SNAPSHOT_EVENTS.to_vec());
+        assert_eq!(live.len() + 1, test.len());
+        assert!(live.contains(&"invoice.paid") && !live.contains(&"test_helpers.test_clock.ready"));
+    }
+
+    #[test]
+    fn a_user_is_named_by_any_text_that_is_a_users_name() {
+        assert_eq!(named_user(Some("ada")), UserId::new("ada").ok());
+        assert_eq!((named_user(Some("")), named_user(None)), (None, None));
+    }
+
     #[test]
     fn a_refund_or_a_dispute_holds_up_no_change_of_its_customer() {
         let group = |kind: &str, object_id: &str| {

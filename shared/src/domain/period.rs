@@ -59,7 +59,8 @@ impl Cycle {
         while self.boundary(n) > at {
             n = n.saturating_sub(1);
         }
-        while self.boundary(n.saturating_add(1)) <= at {
+        // At the end of the calendar every further boundary is the last moment.
+        while self.boundary(n.saturating_add(1)) <= at && self.boundary(n) < self.boundary(n.saturating_add(1)) {
             n = n.saturating_add(1);
         }
         (self.boundary(n), self.boundary(n.saturating_add(1)))
@@ -110,6 +111,16 @@ mod tests {
         assert_eq!(shown("2026-02-28T10:00:04Z"), "2026-01-31T10:00:05Z 2026-02-28T10:00:05Z");
         assert_eq!(shown("2026-02-28T10:00:05Z"), "2026-02-28T10:00:05Z 2026-03-31T10:00:05Z");
         assert_eq!(shown("2025-12-31T10:00:05Z"), "2025-12-31T10:00:05Z 2026-01-31T10:00:05Z");
+    }
+
+    #[test]
+    fn the_first_and_the_last_moment_there_are_have_a_period() {
+        for interval in [Interval::Day, Interval::Week, Interval::Month, Interval::Year] {
+            let cycle = cycle("2026-01-31T10:00:05Z", interval, 1);
+            let (first, last) = (EpochSecs::new(i64::MIN), EpochSecs::new(i64::MAX));
+            assert_eq!(cycle.period_containing(first).0, first, "{interval:?}");
+            assert_eq!(cycle.period_containing(last).1, last, "{interval:?}");
+        }
     }
 
     proptest! {

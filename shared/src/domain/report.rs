@@ -578,6 +578,104 @@ mod tests {
         );
     }
 
+    fn meter() -> MeterId {
+        MeterId::new("requests").unwrap()
+    }
+
+    /// A book that has reported so much.
+    fn reported(quantity: u64) -> Book {
+        let entry = MeterBook { reported: quantity, ..MeterBook::default() };
+        Book { meters: [(meter(), entry)].into(), ..Book::default() }
+    }
+
+    #[test]
+    fn a_minutes_summary_decides_an_hour_after_the_last_attempt_and_tells_what_arrived() {
+        let first = at("2026-11-20T12:00:30Z");
+        let mut book = Book::default();
+        intend(&tally("2026-11-20", SEGMENT, 10), &mut book, &PriceList::shipped().unwrap(), first.minute(), first, || {
+            "id".into()
+        });
+        let mut intent = book.meters[&meter()].intent.clone().unwrap();
+        let decidable = |book: &Book, secs: i64| can_be_decided(book, &meter(), &intent, first.plus_secs(secs));
+        assert_eq!((decidable(&book, 3_599), decidable(&book, 3_600)), (false, true));
+        let resent = Book { resent_at: Some(first.plus_secs(60)), ..book.clone() };
+        assert_eq!(
+            (decidable(&resent, 3_659), decidable(&resent, 3_660)),
+            (false, true),
+            "after the last attempt, not the first"
+        );
+        let otherwise = Book { undecidable: [meter()].into(), ..book };
+        assert!(!decidable(&otherwise, 86_400), "where something else stands in the way a person decides");
+        intent.confirmed_before = 4;
+        let fates = [4, 14, 13, 15, 0].map(|in_minute| decided(&intent, in_minute));
+        assert_eq!(fates, [Fate::Lost, Fate::Delivered, Fate::Unknown, Fate::Unknown, Fate::Unknown]);
+        assert_eq!(RESEND_WITHIN_SECS, 72_000);
+    }
+
+    #[test]
+    fn what_is_carried_leaves_one_book_and_is_owed_by_the_other() {
+        let (late, present) = (tally("2026-11-20", SEGMENT, 10), tally("2026-12-11", SEGMENT, 0));
+        let (mut from, mut to) = (reported(3), Book::default());
+        let left = unreported(&late, &from);
+        assert_eq!(left, [(meter(), 7)].into());
+        carry(&late, &mut from, &mut to, &left);
+        assert_eq!((unreported(&late, &from), from.totals(&meter()).carried), (BTreeMap::new(), 7));
+        assert_eq!((present.owed(&to, &meter()), unreported(&present, &to)), (7, left), "double entry");
+        assert!(is_settled(&late, &from) && !is_settled(&present, &to));
+    }
+
+    #[test]
+    fn what_stripe_threw_away_is_rejected_as_far_as_it_was_reported_and_what_arrived_late_recovered() {
+        let mut book = reported(5);
+        assert_eq!((reject(&mut book, &meter(), 0), book.undecidable.len()), (0, 0), "nothing missing is nothing");
+        assert_eq!(reject(&mut book, &meter(), 7), 5, "no more than was reported");
+        let totals = book.totals(&meter());
+        assert_eq!((totals.reported, totals.rejected, book.undecidable.contains(&meter())), (0, 5, true));
+        assert_eq!(recover(&mut book, &meter(), 0), 0);
+        assert_eq!(recover(&mut book, &meter(), 2), 2);
+        let totals = book.totals(&meter());
+        assert_eq!((totals.reported, totals.rejected), (2, 3));
+        assert_eq!(recover(&mut book, &meter(), 9), 3, "no more than was rejected");
+        let totals = book.totals(&meter());
+        assert_eq!((totals.reported, totals.rejected), (5, 0));
+    }
+
+    #[test]
+    fn what_can_be_billed_to_nobody_is_settled_and_quarantined() {
+        let late = tally("2026-11-20", SEGMENT, 10);
+        let mut book = reported(3);
+        set_aside(&mut book, &meter(), 7);
+        let totals = book.totals(&meter());
+        assert_eq!((totals.reported, totals.quarantined), (3, 7));
+        assert!(is_settled(&late, &book));
+    }
+
+    #[test]
+    fn an_order_to_adopt_takes_what_stripe_has_for_what_was_reported() {
+        let adopted = |stripe: u64| {
+            let tallies = [tally("2026-11-20", SEGMENT, 10), tally("2026-11-21", SEGMENT, 10)];
+            let mut books = [reported(4), reported(2)];
+            let intent = Intent {
+                customer: CustomerId::new("cus_1").unwrap(),
+                event_name: "requests".into(),
+                identifier: "id".into(),
+                quantity: 1,
+                minute: at("2026-11-20T12:00:00Z"),
+                confirmed_before: 0,
+                first_attempt_at: at("2026-11-20T12:00:00Z"),
+            };
+            books[0].meters.get_mut(&meter()).unwrap().intent = Some(intent);
+            adopt(tallies.iter().zip(&mut books), &meter(), stripe);
+            assert!(books.iter().all(|book| book.meters[&meter()].intent.is_none() && book.undecidable.contains(&meter())));
+            books.map(|book| book.totals(&meter()).reported)
+        };
+        assert_eq!(adopted(6), [4, 2], "as the books say");
+        assert_eq!(adopted(9), [7, 2], "more is given to the books that lack it");
+        assert_eq!(adopted(18), [10, 8]);
+        assert_eq!(adopted(25), [15, 10], "and the rest to the first");
+        assert_eq!(adopted(1), [0, 1], "less is taken from what they reported");
+    }
+
     #[test]
     fn the_free_tier_is_never_reported_and_a_refusal_is_quarantined() {
         let now = at("2026-11-20T12:00:30Z");

@@ -32,8 +32,10 @@ impl WebhookSecrets {
     /// # Errors
     /// [`NoSecret`] if there is none: an empty HMAC key would be a valid one, and anybody could sign with it.
     pub fn parse(text: &str) -> Result<Self, NoSecret> {
-        let secrets: Vec<String> =
-            text.split(|c: char| c.is_whitespace() || c == ',').filter(|part| !part.is_empty()).map(str::to_owned).collect();
+        // HMAC fills a short key up with zeros, so zeros alone are the empty key, too.
+        let is_blank = |part: &&str| part.bytes().all(|byte| byte == 0);
+        let parts = text.split(|c: char| c.is_whitespace() || c == ',').filter(|part| !is_blank(part));
+        let secrets: Vec<String> = parts.map(str::to_owned).collect();
         if secrets.is_empty() { Err(NoSecret) } else { Ok(Self(secrets)) }
     }
 }
@@ -216,8 +218,16 @@ mod tests {
     }
 
     #[test]
+    fn a_header_is_read_up_to_4_kb() {
+        let t = NOW.to_string();
+        let good = format!("t={t},v1={},x=", sign("whsec_new", &t, BODY));
+        let long = |bytes: usize| good.clone() + &"y".repeat(bytes - good.len());
+        assert_eq!((check(&long(4_096)), check(&long(4_097))), (Ok(()), Err(Refused::Malformed)));
+    }
+
+    #[test]
     fn a_blank_secret_is_no_secret() {
-        for blank in ["", " ", ",", " ,\n"] {
+        for blank in ["", " ", ",", " ,\n", "\0", " \0\0,\0"] {
             assert_eq!(WebhookSecrets::parse(blank).unwrap_err(), NoSecret);
         }
         assert_eq!(format!("{:?}", WebhookSecrets::parse("whsec_a whsec_b").unwrap()), "WebhookSecrets(2)");

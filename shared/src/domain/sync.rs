@@ -614,6 +614,47 @@ pub(super) mod tests {
     }
 
     #[test]
+    fn a_subscription_that_stripe_shows_no_more_is_gone_unless_its_customer_is() {
+        let (account, ..) = commit(None, &facts("cus_1", vec![pro("sub_1", Status::Active, START)]), None, START);
+        let shown = |deleted: bool| {
+            let facts = CustomerFacts { user_id: Some(user("ada")), deleted, ..facts("cus_1", Vec::new()) };
+            let (account, ..) = commit(Some(&account), &facts, None, "2026-11-12T00:00:00Z");
+            account.subscription.map(|kept| (kept.status, kept.ended_at))
+        };
+        assert_eq!(shown(false), None);
+        assert_eq!(shown(true), Some((Status::Canceled, Some(at("2026-11-12T00:00:00Z")))));
+    }
+
+    #[test]
+    fn refused_claimants_are_looked_at_again_once_the_user_is_free() {
+        let (mut account, ..) = commit(None, &facts("cus_1", vec![pro("sub_1", Status::Active, START)]), None, START);
+        let claimants = BTreeSet::from([CustomerId::new("cus_2").unwrap()]);
+        account.refused_claimants = claimants.clone();
+        let now = ms("2026-11-12T00:00:00Z");
+        let revisited = |status: Status| {
+            let facts = facts("cus_1", vec![pro("sub_1", status, START)]);
+            match decide(&prices(), Some(&account), &user("ada"), &facts, &Failures::new(), now) {
+                Decision::Commit { account, revisit, .. } => (account.refused_claimants, revisit),
+                Decision::SecondClaimant { .. } => panic!("it is its own"),
+            }
+        };
+        assert_eq!(revisited(Status::Active), (claimants.clone(), BTreeSet::new()));
+        assert_eq!(revisited(Status::Canceled), (BTreeSet::new(), claimants.clone()));
+        let (released, _, revisit) = release(&prices(), &account, now);
+        assert_eq!((released.refused_claimants, revisit), (BTreeSet::new(), claimants));
+    }
+
+    #[test]
+    fn of_the_invoices_that_are_owed_those_without_a_known_failure_are_kept_apart() {
+        let mut facts = past_due();
+        facts.open_invoices.push(open("in_2", false));
+        let failures = Failures::from([(InvoiceId::new("in_1").unwrap(), at("2026-12-10T00:00:00Z"))]);
+        let unfailed = Unfailed::of(&facts, &failures, 5);
+        assert_eq!((unfailed.fetched_at_ms, unfailed.invoices), (5, [InvoiceId::new("in_2").unwrap()].into()));
+        assert_eq!(LONGEST_DRAFT_SECS, 262_800, "73 hours");
+    }
+
+    #[test]
     fn the_user_is_joined_by_subscription_then_customer_then_checkout_session() {
         let mut joined = facts("cus_1", vec![pro("sub_1", Status::Active, START)]);
         joined.user_id = Some(user("bob"));

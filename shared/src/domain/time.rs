@@ -16,13 +16,13 @@ pub const DAY_SECS: i64 = 86_400;
 
 /// A moment in whole seconds since 1970-01-01T00:00:00Z.
 ///
-/// Always within the years 1 to 9999, so that it can be written as RFC 3339.
+/// Always within the years 1 to 9999, so that it can be written as RFC 3339 and read again; also if it was read from somewhere.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(transparent)]
+#[serde(from = "i64", into = "i64")]
 pub struct EpochSecs(i64);
 
-/// The first second that is no longer a moment: 10000-01-01T00:00:00Z.
-const YEAR_10000: i64 = 253_402_300_800;
+/// The last moment: 9999-12-30T22:00:00Z. The day after is in year 10000 by some clocks, so `jiff` has no timestamp for it.
+const LAST_SECOND: i64 = 253_402_207_200;
 /// The first second of year 1.
 const YEAR_1: i64 = -62_135_596_800;
 
@@ -30,7 +30,7 @@ impl EpochSecs {
     /// The moment so many seconds after 1970; out-of-range numbers become the first or last representable moment.
     #[must_use]
     pub fn new(secs: i64) -> Self {
-        Self(secs.clamp(YEAR_1, YEAR_10000.saturating_sub(1)))
+        Self(secs.clamp(YEAR_1, LAST_SECOND))
     }
 
     /// From milliseconds, rounded down.
@@ -102,7 +102,21 @@ impl EpochSecs {
     /// The moment of a civil date and time in UTC.
     #[must_use]
     pub fn from_civil(datetime: civil::DateTime) -> Self {
-        datetime.to_zoned(TimeZone::UTC).map_or(Self(0), |zoned| Self::new(zoned.timestamp().as_second()))
+        // What is no timestamp lies before the first moment or after the last.
+        let beyond = |_| Self::new(if datetime.year() < 1 { i64::MIN } else { i64::MAX });
+        datetime.to_zoned(TimeZone::UTC).map_or_else(beyond, |zoned| Self::new(zoned.timestamp().as_second()))
+    }
+}
+
+impl From<i64> for EpochSecs {
+    fn from(secs: i64) -> Self {
+        Self::new(secs)
+    }
+}
+
+impl From<EpochSecs> for i64 {
+    fn from(moment: EpochSecs) -> Self {
+        moment.0
     }
 }
 
@@ -211,12 +225,24 @@ mod tests {
         assert_eq!(month("2026-12-31T12:00:00Z"), "2026-12-01T00:00:00Z 2027-01-01T00:00:00Z");
     }
 
+    #[test]
+    fn a_number_that_is_no_moment_is_read_as_the_nearest_one() {
+        let read = |text: &str| serde_json::from_str::<EpochSecs>(text).unwrap().to_string();
+        assert_eq!(read("1795348800"), "2026-11-22T12:00:00Z");
+        assert_eq!(read("9223372036854775807"), "9999-12-30T22:00:00Z");
+        assert_eq!(read("-9223372036854775808"), "0001-01-01T00:00:00Z");
+        assert_eq!(serde_json::to_string(&EpochSecs::new(1_795_348_800)).unwrap(), "1795348800");
+        for at in [YEAR_1, YEAR_1 + 1, LAST_SECOND - 1, LAST_SECOND].map(EpochSecs::new) {
+            assert_eq!(EpochSecs::parse_rfc3339(&at.to_string()), Some(at), "the first and the last can be written, too");
+        }
+    }
+
     proptest! {
         #[test]
-        fn every_moment_is_written_as_it_is_read(secs in YEAR_1..YEAR_10000) {
+        fn every_moment_is_written_as_it_is_read(secs in YEAR_1..=LAST_SECOND) {
             let at = EpochSecs::new(secs);
             prop_assert_eq!(EpochSecs::parse_rfc3339(&at.to_string()), Some(at));
-            prop_assert!(at.day().start() <= at && at < at.day().end() || at.day().end() == EpochSecs::new(YEAR_10000 - 1));
+            prop_assert!(at.day().start() <= at && at < at.day().end() || at.day().end() == EpochSecs::new(LAST_SECOND));
             prop_assert_eq!(UtcDay::parse(&at.day().to_string()), Some(at.day()));
         }
     }

@@ -400,6 +400,41 @@ mod tests {
     }
 
     #[test]
+    fn every_limit_is_the_last_that_is_taken() {
+        let text = |chars: usize| format!("\"{}\"", "é".repeat(chars));
+        let units = |count: usize| {
+            let units: Vec<String> = (0..count).map(|n| format!("\"u{n}\":1")).collect();
+            format!("{{{}}}", units.join(","))
+        };
+        let unit = |chars: usize| format!("{{\"{}\":1}}", "é".repeat(chars));
+        let problem = |field: &str, value: &str| only(&with(field, value)).err().map(|(invalid, _)| invalid.to_string());
+        for (field, last, first_refused, expected) in [
+            ("endpoint", text(1_024), text(1_025), "endpoint: is too long"),
+            ("model", text(256), text(257), "model: is too long"),
+            ("outcome", text(256), text(257), "outcome: is too long"),
+            ("units", units(50), units(51), "units: has more than 50 entries"),
+            ("units", unit(64), unit(65), "units: is too long"),
+            ("tokens_in", "999999999999999".to_owned(), "1000000000000000".to_owned(), "tokens_in: has more than 15 digits"),
+        ] {
+            assert_eq!(problem(field, &last), None, "{field} = {last}");
+            assert_eq!(problem(field, &first_refused).as_deref(), Some(expected));
+        }
+        // `{"blob":"…"}` is eleven bytes more than what stands in it.
+        let blob = |bytes: usize| only(&with("blob", &format!("\"{}\"", "x".repeat(bytes - 11)))).unwrap();
+        assert_eq!((blob(8_192).extra.map(|extra| extra.len()), blob(8_193).extra), (Some(8_192), None));
+        let message = |events: usize| read_message(&format!(r#"{{"events":[{}]}}"#, vec![GOOD; events].join(",")));
+        assert!(matches!(message(1_000), Ok(Message::Events(entries)) if entries.len() == 1_000));
+    }
+
+    #[test]
+    fn what_is_optional_is_kept_as_it_came() {
+        let event = only(&with("model", "\"claude-sonnet\"")).unwrap();
+        assert_eq!((event.model.as_deref(), event.endpoint.as_str()), (Some("claude-sonnet"), "/v1/x"));
+        assert_eq!(only(&with("outcome", "\"timeout\"")).unwrap().outcome.as_deref(), Some("timeout"));
+        assert_eq!(only(&with("units", "{\"images\":3}")).unwrap().quantities.units, [("images".to_owned(), 3)].into());
+    }
+
+    #[test]
     fn an_event_is_replayed_as_it_came() {
         for body in [GOOD.to_owned(), with("units", "{\"images\":2}"), with("attempt", "3"), with("team", "\"blue\"")] {
             let event = only(&body).unwrap();

@@ -1,0 +1,17 @@
+#![no_main]
+
+use libfuzzer_sys::{fuzz_mutator, fuzz_target, fuzzer_mutate};
+
+fuzz_target!(|data: &[u8]| {
+    fuzz::target("usage_message")(data);
+});
+
+// Every second change is one of ours, which knows JSON.
+fuzz_mutator!(|data: &mut [u8], size: usize, max_size: usize, seed: u32| {
+    if seed % 2 == 0 {
+        return fuzzer_mutate(data, size, max_size);
+    }
+    let changed = fuzz::mutate(&data[..size], &[], max_size, &mut fastrand::Rng::with_seed(u64::from(seed)));
+    data[..changed.len()].copy_from_slice(&changed);
+    changed.len()
+});
