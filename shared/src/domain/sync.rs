@@ -1237,7 +1237,9 @@ pub(super) mod tests {
         let (mut now, mut fetches) = (begin, 0);
         for sent in sent.iter().map(|sent| begin + sent) {
             now = now.max(sent + delay);
-            while let Some(until) = Some(fetched).filter(|fetched| !fetched.has_seen(sent)).and_then(|f| f.rests_until_ms(sent, now)) {
+            while let Some(until) =
+                Some(fetched).filter(|fetched| !fetched.has_seen(sent)).and_then(|f| f.rests_until_ms(sent, now))
+            {
                 now = until;
             }
             if !fetched.has_seen(sent) {
