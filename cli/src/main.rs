@@ -3,6 +3,7 @@
 use std::{io::Write as _, path::PathBuf, process::ExitCode};
 
 use anyhow::{Context, Result, bail};
+use aws_config::BehaviorVersion;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use till::{
     DeadLetters, Filter, Queue, Retry, Till, explain, import, list, parse_reason, queue_url, redrive,
@@ -178,7 +179,9 @@ async fn main() -> ExitCode {
 }
 
 async fn run(arguments: Arguments) -> Result<String> {
-    let aws = config::aws().await;
+    let limits =
+        aws_config::defaults(BehaviorVersion::latest()).timeout_config(config::timeouts()).retry_config(config::retries());
+    let aws = limits.load().await;
     if aws.region().is_none() {
         bail!("no Region is set; set AWS_REGION to that of the stack");
     }

@@ -2,10 +2,15 @@
 
 use std::str::FromStr;
 
-use aws_config::{BehaviorVersion, SdkConfig, retry::RetryConfig, timeout::TimeoutConfig};
+use aws_config::{
+    BehaviorVersion, Region, SdkConfig, environment::EnvironmentVariableCredentialsProvider, retry::RetryConfig,
+    timeout::TimeoutConfig,
+};
+use aws_sdk_dynamodb::config::SharedCredentialsProvider;
 
 use crate::{
     clock::SystemClock,
+    connection::{CONNECT_TIMEOUT, Connections, NoTls},
     dynamodb::Tables,
     ports::Clock,
     ssm::Parameter,
@@ -198,20 +203,41 @@ impl<F: Fn(&str) -> Option<String>> Environment<F> {
     }
 }
 
-/// The AWS SDK's configuration, with limits on every call: a function must never wait for longer than its own timeout.
-pub async fn aws() -> SdkConfig {
+/// The AWS SDK's configuration of a function, read from what Lambda sets: the Region, the role's credentials, and, on a local
+/// stack, another endpoint. Nothing else is looked for: the SDK's own search of profiles, containers and machines for credentials
+/// would be a tenth of every binary, and a part of every start.
+///
+/// # Errors
+/// [`NoTls`].
+pub fn aws() -> Result<SdkConfig, NoTls> {
+    let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
+    let mut config = SdkConfig::builder()
+        .behavior_version(BehaviorVersion::latest())
+        .region(variable("AWS_REGION").map(Region::new))
+        .credentials_provider(SharedCredentialsProvider::new(EnvironmentVariableCredentialsProvider::new()))
+        .http_client(Connections::pooled()?)
+        .timeout_config(timeouts())
+        .retry_config(retries());
+    config.set_endpoint_url(variable("AWS_ENDPOINT_URL"));
+    Ok(config.build())
+}
+
+/// Limits on every call to AWS: a function must never wait for longer than its own timeout.
+#[must_use]
+pub fn timeouts() -> TimeoutConfig {
     use std::time::Duration;
-    let timeouts = TimeoutConfig::builder()
-        .connect_timeout(Duration::from_secs(1))
+    TimeoutConfig::builder()
+        .connect_timeout(CONNECT_TIMEOUT)
         .operation_attempt_timeout(Duration::from_secs(3))
         // Below the shortest timeout of a function, which is 10 s: it must live to answer.
         .operation_timeout(Duration::from_secs(6))
-        .build();
-    aws_config::defaults(BehaviorVersion::latest())
-        .timeout_config(timeouts)
-        .retry_config(RetryConfig::standard().with_max_attempts(3))
-        .load()
-        .await
+        .build()
+}
+
+/// How often a call to AWS is tried, at most.
+#[must_use]
+pub fn retries() -> RetryConfig {
+    RetryConfig::standard().with_max_attempts(3)
 }
 
 #[cfg(test)]

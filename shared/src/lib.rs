@@ -6,6 +6,7 @@
 pub mod chance;
 pub mod clock;
 pub mod config;
+pub mod connection;
 pub mod domain;
 pub mod dynamodb;
 pub mod log;

@@ -17,7 +17,7 @@ use tokentill::{
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<(), Error> {
     log::start();
-    let aws = config::aws().await;
+    let aws = config::aws()?;
     let mut env = config::Environment::of_process();
     let key = env.stripe_key(&aws);
     // A sale takes several calls within the function's ten seconds.

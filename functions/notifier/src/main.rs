@@ -23,7 +23,7 @@ use tokentill::{
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<(), Error> {
     log::start();
-    let aws = config::aws().await;
+    let aws = config::aws()?;
     let mut env = config::Environment::of_process();
     let outbox = Store::new(aws_sdk_dynamodb::Client::new(&aws), env.tables(&["outbox"]));
     let bus = Bus::new(aws_sdk_eventbridge::Client::new(&aws), env.required("TOKENTILL_EVENT_BUS"));
@@ -35,9 +35,10 @@ async fn main() -> Result<(), Error> {
     let support = env.optional("TOKENTILL_SUPPORT_EMAIL");
     let (reply_to, configuration_set) =
         (env.optional("TOKENTILL_EMAIL_REPLY_TO"), env.optional("TOKENTILL_EMAIL_CONFIGURATION_SET"));
+    let connections = unpooled()?;
     let post = env.optional("TOKENTILL_EMAIL_FROM").map(|from| Post {
         mailer: Ses::new(
-            aws_sdk_sesv2::config::Builder::from(&aws).http_client(unpooled()),
+            aws_sdk_sesv2::config::Builder::from(&aws).http_client(connections),
             Sender { from, from_name: product.clone(), reply_to, configuration_set },
         ),
         letterhead: Letterhead { product, support },

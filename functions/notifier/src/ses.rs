@@ -5,19 +5,20 @@ use std::time::Duration;
 
 use aws_sdk_sesv2::{
     Client,
-    config::{SharedHttpClient, retry::RetryConfig, timeout::TimeoutConfig},
+    config::{retry::RetryConfig, timeout::TimeoutConfig},
     error::{BuildError, ProvideErrorMetadata, SdkError},
     types::{Body, Content, Destination, EmailContent, Message, MessageTag},
 };
-use aws_smithy_http_client::{
-    Builder,
-    tls::{Provider, rustls_provider::CryptoMode},
+use tokentill::{
+    connection::{Connections, NoTls},
+    ports::{Email, Mailer, NotSent},
 };
-use tokentill::ports::{Email, Mailer, NotSent};
 
 const CHARSET: &str = "UTF-8";
 /// How long the one attempt may take: with a second one it would be less.
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(10);
+/// How much of that a connection may take to come about.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 /// The tag under which an e-mail carries its name; SES hands it back with a bounce.
 const EMAIL_ID: &str = "email_id";
 
@@ -46,7 +47,7 @@ impl Ses {
     #[must_use]
     pub fn new(config: impl Into<aws_sdk_sesv2::config::Builder>, sender: Sender) -> Self {
         let timeouts = TimeoutConfig::builder()
-            .connect_timeout(Duration::from_secs(3))
+            .connect_timeout(CONNECT_TIMEOUT)
             .operation_attempt_timeout(ATTEMPT_TIMEOUT)
             .operation_timeout(ATTEMPT_TIMEOUT)
             .build();
@@ -57,9 +58,11 @@ impl Ses {
 
 /// Takes a new connection for every request. After a Lambda function was frozen a pooled one may be gone without anybody knowing, and
 /// the one attempt would be spent on it.
-#[must_use]
-pub fn unpooled() -> SharedHttpClient {
-    Builder::new().pool_max_idle_per_host(0).tls_provider(Provider::Rustls(CryptoMode::AwsLc)).build_https()
+///
+/// # Errors
+/// [`NoTls`].
+pub fn unpooled() -> Result<Connections, NoTls> {
+    Connections::unpooled(CONNECT_TIMEOUT)
 }
 
 impl Mailer for Ses {
@@ -177,7 +180,7 @@ mod tests {
             .behavior_version(BehaviorVersion::latest())
             .region(Region::from_static("eu-central-1"))
             .credentials_provider(Credentials::new("test", "test", None, None, "test"))
-            .http_client(unpooled())
+            .http_client(unpooled().unwrap())
     }
 
     /// Answers requests on a connection for as long as it is kept.

@@ -22,7 +22,7 @@ use tokentill::{
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<(), Error> {
     log::start();
-    let aws = config::aws().await;
+    let aws = config::aws()?;
     let mut env = config::Environment::of_process();
     let tables = env.tables(&["accounts", "customers", "processed", "outbox", "control"]);
     let store = Store::new(aws_sdk_dynamodb::Client::new(&aws), tables);

@@ -8,7 +8,7 @@ use usage::Usage;
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<(), Error> {
     log::start();
-    let aws = config::aws().await;
+    let aws = config::aws()?;
     let mut env = config::Environment::of_process();
     let store = Store::new(aws_sdk_dynamodb::Client::new(&aws), env.tables(&["accounts", "ledger", "tallies", "quarantine"]));
     let usage = Usage {

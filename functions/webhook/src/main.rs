@@ -7,7 +7,7 @@ use webhook::Webhook;
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<(), Error> {
     log::start();
-    let aws = config::aws().await;
+    let aws = config::aws()?;
     let mut env = config::Environment::of_process();
     let webhook = Webhook {
         secrets: env.parameter("TOKENTILL_WEBHOOK_SECRETS_PARAMETER", &aws),

@@ -10,11 +10,7 @@ use std::{
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Request, Uri, header};
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
-use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
-use hyper_util::{
-    client::legacy::{Client, connect::HttpConnector},
-    rt::TokioExecutor,
-};
+use hyper_util::{client::legacy::Client, rt::TokioExecutor};
 use stripe_client_core::{CustomizableStripeRequest, CustomizedStripeRequest, RequestStrategy, StripeClientErr, StripeMethod};
 
 use super::{
@@ -22,7 +18,10 @@ use super::{
     key::KeySource,
     retry::{Backoff, Limits, asked_wait_secs, is_transient},
 };
-use crate::ports::StripeError;
+use crate::{
+    connection::{Connector, IDLE_TIMEOUT, NoTls, connector},
+    ports::StripeError,
+};
 
 /// Stripe's own API.
 pub const STRIPE_URL: &str = "https://api.stripe.com";
@@ -33,7 +32,7 @@ const NO_REQUEST_ID: &str = "none";
 /// Stripe's message is kept up to here.
 const MESSAGE_CHARS: usize = 500;
 
-type Http = Client<HttpsConnector<HttpConnector>, Full<Bytes>>;
+type Http = Client<Connector, Full<Bytes>>;
 
 /// Why no client can be made.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -42,8 +41,8 @@ pub enum InvalidStripeClient {
     #[error("Stripe's base URL {0}")]
     Url(&'static str),
     /// TLS cannot be set up.
-    #[error("TLS cannot be set up: {0}")]
-    Tls(String),
+    #[error(transparent)]
+    Tls(#[from] NoTls),
 }
 
 /// A decoded answer, with Stripe's name of the request.
@@ -77,17 +76,8 @@ impl<K: KeySource> StripeClient<K> {
     /// [`InvalidStripeClient`] if the URL is none, or is plain `http` to another machine: the API key would be readable.
     pub fn new(base_url: Option<&str>, keys: K) -> Result<Self, InvalidStripeClient> {
         let base_url = checked_base_url(base_url.unwrap_or_default())?;
-        let mut http = HttpConnector::new();
-        http.enforce_http(false);
-        http.set_nodelay(true);
-        // The provider is named, so that it does not matter which others a dependency may enable.
-        let connector = HttpsConnectorBuilder::new()
-            .with_provider_and_webpki_roots(rustls::crypto::aws_lc_rs::default_provider())
-            .map_err(|error| InvalidStripeClient::Tls(error.to_string()))?
-            .https_or_http()
-            .enable_http1()
-            .wrap_connector(http);
-        let pooled = Client::builder(TokioExecutor::new()).pool_idle_timeout(Duration::from_secs(50)).build(connector.clone());
+        let connector = connector(None)?;
+        let pooled = Client::builder(TokioExecutor::new()).pool_idle_timeout(IDLE_TIMEOUT).build(connector.clone());
         let unpooled = Client::builder(TokioExecutor::new()).pool_max_idle_per_host(0).build(connector);
         Ok(Self { keys, base_url, limits: Limits::default(), pooled, unpooled })
     }

@@ -29,15 +29,7 @@ pub(crate) async fn build(tools: &Tools, folder: &Path) -> Result<PathBuf> {
     let _lock = process::lock(&local_folder().join("build.lock")).await?;
     // One build of all of them first: `sam build` makes them one after the other, which takes twice as long on an empty target
     // folder, and is then left with copying.
-    step("building the functions (minutes the first time)", async {
-        let mut command = Command::new("cargo");
-        command.args(["lambda", "build", "--release"]).current_dir(checkout()).env("PATH", tools.search_path()?);
-        for function in FUNCTIONS {
-            command.args(["--package", function]);
-        }
-        process::run("cargo lambda build", &mut command, &folder.join("build.log")).await
-    })
-    .await?;
+    build_packages(tools, &FUNCTIONS, folder).await?;
     step("sam build", async {
         let mut command = sam(tools, "build")?;
         command
@@ -53,6 +45,30 @@ pub(crate) async fn build(tools: &Tools, folder: &Path) -> Result<PathBuf> {
         step("building the functions for this system", put_native_binaries(&build_folder, folder)).await?;
     }
     Ok(build_folder)
+}
+
+/// Builds functions as `sam build` does, and says where each one's binary lies.
+///
+/// # Errors
+/// The tools cannot be installed, or something does not compile.
+pub async fn function_binaries(packages: &[&'static str]) -> Result<Vec<(&'static str, PathBuf)>> {
+    let tools = Tools::ready().await?;
+    let _lock = process::lock(&local_folder().join("build.lock")).await?;
+    build_packages(&tools, packages, &local_folder()).await?;
+    let binary = |package: &&'static str| (*package, checkout().join("target/lambda").join(package).join("bootstrap"));
+    Ok(packages.iter().map(binary).collect())
+}
+
+async fn build_packages(tools: &Tools, packages: &[&str], folder: &Path) -> Result<()> {
+    step("building the functions (minutes the first time)", async {
+        let mut command = Command::new("cargo");
+        command.args(["lambda", "build", "--release"]).current_dir(checkout()).env("PATH", tools.search_path()?);
+        for package in packages {
+            command.args(["--package", package]);
+        }
+        process::run("cargo lambda build", &mut command, &folder.join("build.log")).await
+    })
+    .await
 }
 
 /// MiniStack runs the functions as processes of this machine, and Lambda's are Linux programs: elsewhere they are replaced.

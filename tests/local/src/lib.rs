@@ -14,8 +14,8 @@ mod stripe;
 mod tools;
 
 pub use aws::{Aws, Invoked};
-pub use deployment::{FUNCTIONS, STACK};
-pub use ministack::REGION;
+pub use deployment::{FUNCTIONS, STACK, function_binaries};
+pub use ministack::{MiniStack, REGION};
 pub use place::{checkout, local_folder};
 pub use progress::{poll, step};
 pub use stack::{KilledWhen, Options, OtherStripe, ReportingPaused, Stack, StackJson};

@@ -28,14 +28,17 @@ main()
 
 /// The running MiniStack.
 #[derive(Debug)]
-pub(crate) struct MiniStack {
+pub struct MiniStack {
     service: Service,
     url: String,
 }
 
 impl MiniStack {
-    /// Ends what a killed predecessor left in this folder, and starts afresh with empty state.
-    pub(crate) async fn start(tools: &Tools, folder: &Path, port: u16) -> Result<Self> {
+    /// Ends what a killed predecessor left in this folder, and starts afresh with empty state. For port 0 on a free one.
+    ///
+    /// # Errors
+    /// It does not start, or the port is in use.
+    pub async fn start(tools: &Tools, folder: &Path, port: u16) -> Result<Self> {
         let identity_file = folder.join("ministack.pid");
         if let Some(left_over) = Identity::read(&identity_file).filter(Identity::is_running) {
             eprintln!("local: ending MiniStack, left over from a start that was killed (process {})", left_over.pid());
@@ -86,7 +89,9 @@ impl MiniStack {
         }
     }
 
-    pub(crate) fn url(&self) -> &str {
+    /// Its one endpoint.
+    #[must_use]
+    pub fn url(&self) -> &str {
         &self.url
     }
 
@@ -95,7 +100,11 @@ impl MiniStack {
         self.service.kill_member(&format!("AWS_LAMBDA_FUNCTION_NAME={function}")).await
     }
 
-    pub(crate) async fn end(self) -> Result<()> {
+    /// Ends it.
+    ///
+    /// # Errors
+    /// It does not end.
+    pub async fn end(self) -> Result<()> {
         self.service.end().await
     }
 }

@@ -8,6 +8,7 @@ mod official;
 mod producer;
 mod python;
 mod samples;
+mod sizes;
 
 use tokio::sync::{Mutex, MutexGuard};
 
