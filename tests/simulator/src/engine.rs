@@ -2,7 +2,7 @@
 
 use std::{
     cell::RefCell,
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     fmt,
     rc::Rc,
     sync::Arc,
@@ -11,10 +11,7 @@ use std::{
 
 use aws_sdk_dynamodb::{
     Client,
-    config::{
-        BehaviorVersion, Credentials, IdentityCache, Region, StalledStreamProtectionConfig, retry::RetryConfig,
-        timeout::TimeoutConfig,
-    },
+    config::{BehaviorVersion, Region, StalledStreamProtectionConfig, retry::RetryConfig, timeout::TimeoutConfig},
 };
 use aws_smithy_async::{rt::sleep::TokioSleep, time::StaticTimeSource};
 use aws_smithy_runtime::client::retries::{RetryPartition, TokenBucket};
@@ -28,12 +25,19 @@ use aws_smithy_runtime_api::{
     http::StatusCode,
 };
 use aws_smithy_types::body::SdkBody;
-use dynoxide::{AttributeValue, Database, DynoxideError, actions::scan::ScanRequest};
+use dynoxide::{
+    AttributeValue, Database, DynoxideError,
+    actions::{get_item::GetItemRequest, scan::ScanRequest},
+};
 use handlers::Template;
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
 
-use crate::hub::{Carried, Fault, Hub};
+use crate::{
+    hub::{Carried, Fault, Hub},
+    mail::Stream,
+    story::Broken,
+};
 
 /// How long an index may lag behind its table.
 const INDEX_LAGS_MS: i64 = 5_000;
@@ -60,6 +64,10 @@ const WRITES: [Fault; 9] = [
     Fault::CrashAfter,
 ];
 
+const OUTBOX: &str = "tokentill-outbox";
+/// The tables whose items have a version, which every write raises by one.
+const VERSIONED: [&str; 3] = ["tokentill-accounts", "tokentill-customers", "tokentill-books"];
+
 thread_local! {
     /// The template, read once a thread.
     static TEMPLATE: Rc<Template> = Rc::new(Template::read());
@@ -80,6 +88,21 @@ pub(crate) struct Engine {
     hub: Hub,
     /// When each item was last written, by its table and key.
     written_ms: Rc<RefCell<HashMap<String, i64>>>,
+    history: Rc<RefCell<History>>,
+    stream: Stream,
+    broken: Broken,
+}
+
+/// What the writes say of themselves.
+#[derive(Debug, Default)]
+struct History {
+    writes: u64,
+    /// Every item that has a version, as it is.
+    versioned: HashMap<String, Item>,
+    /// The notices that were written.
+    notices: BTreeSet<String>,
+    /// What a write did that no write may do.
+    wrong: Option<String>,
 }
 
 impl fmt::Debug for Engine {
@@ -93,9 +116,16 @@ pub(crate) type Item = HashMap<String, AttributeValue>;
 
 impl Engine {
     /// An empty database, and the SDK's client on it as a function has it.
-    pub(crate) async fn start(hub: &Hub) -> (Self, Client) {
+    pub(crate) async fn start(hub: &Hub, broken: Broken) -> (Self, Client) {
         let database = Database::memory().expect("an engine opens in memory");
-        let engine = Self { database, hub: hub.clone(), written_ms: Rc::default() };
+        let engine = Self {
+            database,
+            hub: hub.clone(),
+            written_ms: Rc::default(),
+            history: Rc::default(),
+            stream: Stream::default(),
+            broken,
+        };
         HERE.set(Some(engine.clone()));
         // The functions' own limits, by a clock that stands still. Its idempotency tokens are random, which nothing here depends on.
         let timeouts = TimeoutConfig::builder()
@@ -105,8 +135,8 @@ impl Engine {
         let config = aws_sdk_dynamodb::Config::builder()
             .behavior_version(BehaviorVersion::latest())
             .region(Region::from_static("eu-central-1"))
-            .credentials_provider(Credentials::new("test", "test", None, None, "test"))
-            .identity_cache(IdentityCache::no_cache())
+            // A signature that nobody looks at is a tenth of a call.
+            .allow_no_auth()
             .endpoint_url("http://dynamodb.invalid")
             .retry_config(RetryConfig::standard().with_max_attempts(3))
             // Its own: the default one outlives the world and would carry what happened in one to the next.
@@ -129,9 +159,36 @@ impl Engine {
         self.database.scan(request).expect("a table can be scanned").items.unwrap_or_default()
     }
 
+    /// How many writes there were, so that nobody looks twice at the same.
+    #[must_use]
+    pub(crate) fn writes(&self) -> u64 {
+        self.history.borrow().writes
+    }
+
+    /// What a write did that none may do, if any did.
+    #[must_use]
+    pub(crate) fn wrong(&self) -> Option<String> {
+        self.history.borrow().wrong.clone()
+    }
+
+    /// The outbox's stream.
+    #[must_use]
+    pub(crate) fn stream(&self) -> Stream {
+        self.stream.clone()
+    }
+
+    /// An item as it is now.
+    fn item(&self, table: &str, key: &Value) -> Item {
+        let request = json!({"TableName": table, "Key": key, "ConsistentRead": true});
+        let request: GetItemRequest = serde_json::from_value(request).expect("a key names an item");
+        self.database.get_item(request).expect("an item can be read").item.unwrap_or_default()
+    }
+
     /// Answers one request.
     fn answer(&self, operation: &str, body: &[u8], is_stale: bool) -> (u16, String) {
         let db = &self.database;
+        let broken = self.broken.breaks(body);
+        let body = broken.as_deref().unwrap_or(body);
         let answer = match operation {
             "GetItem" => reply(body, |request| db.get_item(request)),
             "Query" => reply(body, |request| db.query(request)),
@@ -163,9 +220,39 @@ impl Engine {
         let of_transaction = body["TransactItems"].as_array().map(Vec::as_slice).unwrap_or_default();
         let parts = of_transaction.iter().filter_map(|part| part.as_object()?.values().next());
         let single = of_transaction.is_empty().then_some(&body);
+        let mut history = self.history.borrow_mut();
+        history.writes += 1;
         for part in parts.chain(single) {
-            let item = part.get("Key").or(part.get("Item")).unwrap_or(&Value::Null);
-            self.written_ms.borrow_mut().insert(name_of(part["TableName"].as_str().unwrap_or_default(), item), now_ms);
+            let whole = part.get("Key").or(part.get("Item")).unwrap_or(&Value::Null);
+            let table = part["TableName"].as_str().unwrap_or_default();
+            let name = name_of(table, whole);
+            self.written_ms.borrow_mut().insert(name.clone(), now_ms);
+            if VERSIONED.contains(&table) {
+                let item = self.item(table, &key_of(table, whole));
+                let before = history.versioned.insert(name.clone(), item.clone()).unwrap_or_default();
+                let versions = (number(&before, "version"), number(&item, "version"));
+                // A transaction that is asked for once more under its token changes nothing.
+                if before != item && versions.1 != versions.0 + 1 {
+                    let wrong = format!("G2: {name:?} went from version {} to {}", versions.0, versions.1);
+                    history.wrong.get_or_insert(wrong);
+                }
+            }
+            if table == OUTBOX {
+                let item = self.item(table, &key_of(table, whole));
+                let notice_id = text(&item, "notice_id").to_owned();
+                let user = json!({"S": text(&item, "user_id")});
+                if history.notices.insert(notice_id.clone()) {
+                    let commits = body["TransactItems"].as_array().into_iter().flatten();
+                    let accounts = commits.filter_map(|part| part.get("Update"));
+                    let mut accounts = accounts.filter(|update| update["TableName"] == "tokentill-accounts");
+                    if !accounts.any(|update| update["Key"]["user_id"] == user) {
+                        history.wrong.get_or_insert(format!("G8: {notice_id} came without a change of its account"));
+                    }
+                    self.stream.put(&notice_id, now_ms);
+                } else if item.contains_key("woken_at_ms") {
+                    self.stream.put(&notice_id, now_ms);
+                }
+            }
         }
     }
 
@@ -184,9 +271,42 @@ impl Engine {
     }
 }
 
-/// A name for an item, made of its table and its primary key.
-fn name_of(table: &str, item: &Value) -> String {
-    let keys: &[&str] = match table.trim_start_matches("tokentill-") {
+impl Broken {
+    /// A request as a broken store understands it; `None` if it does as it should.
+    fn breaks(self, body: &[u8]) -> Option<Vec<u8>> {
+        if !matches!(self, Self::Conditions(_) | Self::Transactions) {
+            return None;
+        }
+        let mut request: Value = serde_json::from_slice(body).expect("a request is JSON");
+        match self {
+            Self::Transactions => {
+                let parts = request["TransactItems"].as_array_mut()?;
+                parts.truncate(parts.len().div_ceil(2));
+            }
+            Self::Conditions(table) => {
+                let table = json!(format!("tokentill-{table}"));
+                let writes: Vec<&mut Value> = match request.get("TransactItems").is_some() {
+                    true => {
+                        let parts = request["TransactItems"].as_array_mut()?.iter_mut();
+                        parts.filter_map(|part| part.as_object_mut()?.values_mut().next()).collect()
+                    }
+                    false => vec![&mut request],
+                };
+                for write in writes.into_iter().filter(|write| write["TableName"] == table) {
+                    if let Some(Value::String(condition)) = write.get_mut("ConditionExpression") {
+                        *condition = format!("({condition}) OR attribute_not_exists(nothing_is_called_so)");
+                    }
+                }
+            }
+            _ => {}
+        }
+        Some(request.to_string().into_bytes())
+    }
+}
+
+/// The attributes of a table's primary key.
+fn keys_of(table: &str) -> &'static [&'static str] {
+    match table.trim_start_matches("tokentill-") {
         "accounts" | "gates" => &["user_id"],
         "customers" => &["customer_id"],
         "processed" => &["event_id"],
@@ -196,8 +316,17 @@ fn name_of(table: &str, item: &Value) -> String {
         "books" => &["user_id", "book_key"],
         "quarantine" => &["day_shard", "quarantine_id"],
         _ => &["name"],
-    };
-    keys.iter().fold(table.to_owned(), |name, key| format!("{name}\n{}", item[*key]["S"]))
+    }
+}
+
+/// A name for an item, made of its table and its primary key.
+fn name_of(table: &str, item: &Value) -> String {
+    keys_of(table).iter().fold(table.to_owned(), |name, key| format!("{name}\n{}", item[*key]["S"]))
+}
+
+/// The primary key alone.
+fn key_of(table: &str, item: &Value) -> Value {
+    keys_of(table).iter().map(|key| ((*key).to_owned(), item[*key].clone())).collect::<serde_json::Map<_, _>>().into()
 }
 
 fn reply<Q: DeserializeOwned, A: Serialize>(

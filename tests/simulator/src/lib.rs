@@ -10,6 +10,7 @@
 
 mod engine;
 mod hub;
+mod mail;
 mod model;
 mod queue;
 mod shrink;
@@ -25,7 +26,7 @@ use std::{
 
 pub use hub::Fault;
 pub use shrink::shrink;
-pub use story::Story;
+pub use story::{Broken, Story};
 pub use world::{Outcome, play};
 
 /// How many times a failing story is played at most to make it short.

@@ -8,10 +8,15 @@ use serde_json::Value;
 
 use crate::{
     engine::{Engine, Item, number, numbers, text, whole},
-    stripe::{Customer, Event, FINAL_AFTER_SECS, Stripe, Subscription},
+    mail::Outside,
+    stripe::{Customer, Event, FINAL_AFTER_SECS, Stripe, Subscription, Taken},
 };
 
 const DAY_SECS: i64 = 86_400;
+/// A grace period is seven days.
+pub(crate) const GRACE_SECS: i64 = 7 * DAY_SECS;
+/// By how much the clock that a notice was dated by may differ from Stripe's.
+const CLOCKS_DIFFER_SECS: i64 = 5;
 const METERS: [&str; 3] = ["requests", "tokens_in", "tokens_out"];
 
 type Checked = Result<(), String>;
@@ -42,7 +47,10 @@ pub(crate) struct Model {
     pub delivered: Vec<(Event, i64)>,
     /// Every row as it was first seen.
     rows: BTreeMap<(String, String), Row>,
-    versions: BTreeMap<(&'static str, String), i64>,
+    /// The e-mails that notices were claimed for.
+    emails: BTreeMap<String, String>,
+    /// How much had happened when this was checked last.
+    checked: (u64, usize, usize),
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -79,17 +87,23 @@ impl Row {
 
     /// The first second of the billed segment it was counted in.
     fn segment_start(&self) -> Option<i64> {
-        segment_start(&self.tally_key)
+        segment(&self.tally_key).map(|(_, start)| start)
     }
 }
 
-/// The first second of the billed segment that a tally's key names: `2026-11-22/6:billed/5:sub_1/10:1795305600/…`.
-fn segment_start(tally_key: &str) -> Option<i64> {
+/// The subscription and the first second of the billed segment that a tally's key names: `2026-11-22/6:billed/5:sub_1/10:1795305600/…`.
+fn segment(tally_key: &str) -> Option<(&str, i64)> {
     let mut parts = tally_key.split('/').skip(1);
     if parts.next() != Some("6:billed") {
         return None;
     }
-    parts.nth(1)?.split_once(':')?.1.parse().ok()
+    let (_, subscription) = parts.next()?.split_once(':')?;
+    Some((subscription, parts.next()?.split_once(':')?.1.parse().ok()?))
+}
+
+/// What Stripe has: of what it took, what it did not throw away.
+fn kept(stripe: &Stripe) -> Vec<Taken> {
+    stripe.taken().into_iter().filter(|taken| !taken.is_thrown_away).collect()
 }
 
 fn customer_of(user: &str) -> String {
@@ -105,12 +119,21 @@ impl Model {
     ///
     /// # Errors
     /// What does not hold, by the guarantee's name.
-    pub(crate) fn check(&mut self, engine: &Engine, stripe: &Stripe) -> Checked {
+    pub(crate) fn check(&mut self, engine: &Engine, stripe: &Stripe, outside: &Outside) -> Checked {
+        let changes = (engine.writes(), stripe.reports_taken(), outside.heard());
+        if self.checked == changes {
+            return Ok(());
+        }
+        // G2: of what has a version every write follows upon the one before it, so that none undoes another. G8: no notice without
+        // a change.
+        engine.wrong().map_or(Ok(()), Err)?;
+        self.check_notices(engine, stripe, outside)?;
         self.check_rows(engine)?;
         self.check_tallies(engine)?;
         self.check_periods(stripe)?;
         self.check_reports(stripe)?;
-        self.check_versions(engine)
+        self.checked = changes;
+        Ok(())
     }
 
     /// G3, G5, G9: every row was reported so by its own user, a request has one, and what was decided stays.
@@ -176,13 +199,17 @@ impl Model {
         holds(of_rows == of_tallies, || format!("G4: rows say {of_rows:?}, tallies say {of_tallies:?}"))
     }
 
-    /// G6: usage lies in the period in which it happened; renewals are known to everybody.
+    /// G6: usage lies in the period in which it happened; renewals are known to everybody. That a subscription ended and another one
+    /// began may not have been heard of.
     fn check_periods(&self, stripe: &Stripe) -> Checked {
         let customers = stripe.customers();
         for row in self.rows.values() {
-            let Some(start) = row.segment_start() else { continue };
-            let subscription = subscription_of(&customers, &row.user, start);
-            let Some(subscription) = subscription else { return Err(format!("G6: there was no subscription then: {row:?}")) };
+            let Some((id, start)) = segment(&row.tally_key) else { continue };
+            let own = customers.iter().filter(|customer| customer.user == row.user).flat_map(|customer| &customer.subscriptions);
+            let Some(subscription) = own.into_iter().find(|subscription| subscription.id == id && subscription.began <= start)
+            else {
+                return Err(format!("G6: there was no subscription then: {row:?}"));
+            };
             let same_period = subscription.period(row.at).0 == subscription.period(start).0;
             holds(start <= row.at && same_period, || format!("G6: in another period than it happened: {row:?}"))?;
         }
@@ -198,7 +225,7 @@ impl Model {
 
     /// G3: Stripe never has more than was counted, in no period and of nobody else; and nothing comes when it is billed no more.
     fn check_reports(&self, stripe: &Stripe) -> Checked {
-        let taken = stripe.taken();
+        let taken = kept(stripe);
         let users: BTreeSet<&str> = self.sent.iter().map(|sent| sent.user).collect();
         let customers = stripe.customers();
         for user in users {
@@ -221,32 +248,121 @@ impl Model {
             }
             for taken in of_user {
                 let minute = taken.report.minute.as_secs();
-                let Some(subscription) = subscription_of(&customers, user, minute) else {
-                    return Err(format!("G3: a report outside every subscription: {taken:?}"));
-                };
-                let (_, end) = subscription.period(minute);
+                let own = customers.iter().filter(|customer| customer.user == *user).flat_map(|customer| &customer.subscriptions);
+                let begun: Vec<&Subscription> = own.filter(|subscription| subscription.began <= minute).collect();
+                holds(!begun.is_empty(), || format!("G3: a report before every subscription: {taken:?}"))?;
                 // A switch of prices or an end within the period may not have been heard of in time.
-                let told = subscription.plans.iter().map(|(at, _)| *at).chain(subscription.ended);
-                let is_cut = told.into_iter().any(|at| (minute..end).contains(&at));
-                holds(is_cut || taken.at < end + FINAL_AFTER_SECS, || {
-                    format!("G4: a report came {} s after its invoice was final: {taken:?}", taken.at - end - FINAL_AFTER_SECS)
-                })?;
+                let is_in_time = begun.iter().any(|subscription| {
+                    let (_, end) = subscription.period(minute);
+                    let told = subscription.plans.iter().map(|(at, _)| *at).chain(subscription.ended);
+                    let is_cut = told.into_iter().any(|at| (minute..end).contains(&at));
+                    is_cut || taken.at < end + FINAL_AFTER_SECS
+                });
+                holds(is_in_time, || format!("G4: a report came after its invoice was final: {taken:?}"))?;
             }
         }
         Ok(())
     }
 
-    /// Nothing moves backwards.
-    fn check_versions(&mut self, engine: &Engine) -> Checked {
-        for (table, keys) in [("accounts", ["user_id", "user_id"]), ("books", ["user_id", "book_key"])] {
-            for item in engine.items(table) {
-                let key = keys.map(|key| text(&item, key)).join(" ");
-                let version = number(&item, "version");
-                let before = self.versions.insert((table, key.clone()), version).unwrap_or(0);
-                holds(version >= before, || format!("G2: {table} {key} went from version {before} back to {version}"))?;
+    /// G8: an event tells what was committed, under one id always the same; an e-mail is attempted once, and goes to whom it is about.
+    fn check_notices(&mut self, engine: &Engine, stripe: &Stripe, outside: &Outside) -> Checked {
+        let rows: BTreeMap<String, Item> =
+            engine.items("outbox").into_iter().map(|row| (text(&row, "notice_id").to_owned(), row)).collect();
+        for (notice_id, before) in &self.emails {
+            let now = rows.get(notice_id).map_or("", |row| text(row, "email_id"));
+            holds(now == before, || format!("G8: the e-mail {before} of {notice_id} is now {now:?}"))?;
+        }
+        let mut told: BTreeMap<String, Value> = BTreeMap::new();
+        for event in outside.events() {
+            let id = event["id"].as_str().unwrap_or_default().to_owned();
+            let Some(row) = rows.get(&id) else { return Err(format!("G8: nothing was committed for the event {event}")) };
+            let is_it = event["type"] == text(row, "kind")
+                && event["user_id"] == text(row, "user_id")
+                && event["state"] == text(row, "state")
+                && event["invoice_id"].as_str().unwrap_or_default() == text(row, "invoice_id");
+            holds(is_it, || format!("G8: {event} is not what was committed: {row:?}"))?;
+            let before = told.entry(id).or_insert_with(|| event.clone());
+            holds(*before == event, || format!("G8: one id and two events: {before} and {event}"))?;
+        }
+        let mut sent = BTreeSet::new();
+        let customers = stripe.customers();
+        for email in outside.emails() {
+            holds(sent.insert(email.email_id.clone()), || format!("G8: sent twice: {email:?}"))?;
+            let Some(row) = rows.values().find(|row| text(row, "email_id") == email.email_id) else {
+                return Err(format!("G8: an e-mail that no notice has: {email:?}"));
+            };
+            let customer = customers.iter().find(|customer| customer.user == text(row, "user_id"));
+            let address = customer.and_then(Customer::address);
+            holds(address.as_ref() == Some(&email.to), || format!("G8: {email:?} is about somebody else: {row:?}"))?;
+        }
+        for (notice_id, row) in &rows {
+            let email_id = text(row, "email_id");
+            if !email_id.is_empty() {
+                self.emails.insert(notice_id.clone(), email_id.to_owned());
             }
+            // What it tells has happened at Stripe.
+            let (kind, invoice, at) = (text(row, "kind"), text(row, "invoice_id"), number(row, "at"));
+            let subscriptions = customers
+                .iter()
+                .filter(|customer| customer.user == text(row, "user_id"))
+                .flat_map(|customer| &customer.subscriptions);
+            let failed = subscriptions.filter_map(|subscription| subscription.failed.get(invoice)).next();
+            let is_true = match (kind, invoice.is_empty()) {
+                ("grace.started" | "grace.reminder", _) => failed.is_some_and(|first| *first <= at + CLOCKS_DIFFER_SECS),
+                ("access.ended", false) => failed.is_some_and(|first| first + GRACE_SECS <= at + CLOCKS_DIFFER_SECS),
+                _ => true,
+            };
+            holds(is_true, || format!("G8: what is told has not happened: {row:?}, failed at {failed:?}"))?;
         }
         Ok(())
+    }
+
+    /// Whether no notice waits for anything.
+    pub(crate) fn is_everything_told(&self, engine: &Engine) -> bool {
+        engine.items("outbox").iter().all(|row| !row.contains_key("pending_shard"))
+    }
+
+    /// G8: at rest every notice was told as an event, and what became of its e-mail is recorded, and true.
+    ///
+    /// # Errors
+    /// What does not hold.
+    pub(crate) fn check_notices_at_rest(&self, engine: &Engine, outside: &Outside) -> Checked {
+        let events: BTreeSet<String> =
+            outside.events().iter().map(|event| event["id"].as_str().unwrap_or_default().to_owned()).collect();
+        let emails: BTreeSet<String> = outside.emails().into_iter().map(|email| email.email_id).collect();
+        for row in engine.items("outbox") {
+            holds(events.contains(text(&row, "notice_id")), || format!("G8: never told: {row:?}"))?;
+            let was_taken = emails.contains(text(&row, "email_id"));
+            let is_true = match text(&row, "email_state") {
+                "sent" => was_taken,
+                "unknown" => true,
+                "refused" | "no_address" | "outdated" | "off" => !was_taken,
+                _ => false,
+            };
+            holds(is_true, || format!("G8: an e-mail's fate is not what is recorded, it was taken: {was_taken}; {row:?}"))?;
+        }
+        Ok(())
+    }
+
+    /// G8: at rest what was told last of a user's access is what it is.
+    ///
+    /// # Errors
+    /// What does not hold.
+    pub(crate) fn check_last_told(&self, engine: &Engine, user: &str, state: &str) -> Checked {
+        const OF_ACCESS: [&str; 4] = ["account.provisioned", "access.restored", "access.ended", "subscription.ended"];
+        let rows = engine.items("outbox");
+        let of_user = rows.iter().filter(|row| text(row, "user_id") == user && OF_ACCESS.contains(&text(row, "kind")));
+        let version = |row: &&Item| {
+            let rest = text(row, "notice_id").get(format!("{}:{user}/", user.len()).len()..).unwrap_or_default();
+            rest.split(['/', ':']).nth(1).and_then(|version| version.parse::<i64>().ok()).unwrap_or(0)
+        };
+        let last = of_user.max_by_key(version).map(|row| text(row, "kind"));
+        let is_true = match state {
+            "active" | "grace" => matches!(last, Some("account.provisioned" | "access.restored")),
+            "ended" => matches!(last, None | Some("access.ended")),
+            _ => matches!(last, None | Some("subscription.ended" | "access.ended")),
+        };
+        holds(is_true, || format!("G8: {user} is {state}, and what was told last is {last:?}; told: {rows:?}"))
     }
 
     /// G5: at rest every report of a use is in the ledger, or in the quarantine for a reason that is true.
@@ -277,7 +393,8 @@ impl Model {
                 let is_true = match *reason {
                     "conflict" => stands_otherwise,
                     "timestamp_too_old" => sent.at < now - 35 * DAY_SECS,
-                    "timestamp_in_future" => sent.at > sent.sent_at + 298,
+                    // By a clock that may be some seconds behind.
+                    "timestamp_in_future" => sent.at > sent.sent_at + 295,
                     _ => false,
                 };
                 is_it && is_true
@@ -289,7 +406,7 @@ impl Model {
         Ok(())
     }
 
-    /// G4: at rest what was counted in billed segments is at Stripe or in the quarantine, all of it.
+    /// G4: at rest what was counted in billed segments is at Stripe, rejected or in the quarantine, all of it.
     ///
     /// # Errors
     /// What does not hold.
@@ -314,7 +431,7 @@ impl Model {
             }
         }
         let mut settled: BTreeMap<(String, &str), i64> = billed.keys().map(|key| (key.clone(), 0)).collect();
-        for taken in stripe.taken() {
+        for taken in kept(stripe) {
             for ((user, meter), sum) in &mut settled {
                 if taken.report.customer.as_str() == customer_of(user) && taken.report.event_name == *meter {
                     *sum += i64::try_from(taken.report.quantity).unwrap_or(i64::MAX);
@@ -332,12 +449,20 @@ impl Model {
                 }
             }
         }
+        for item in engine.items("books") {
+            let rejected = numbers(&item, "rejected");
+            for ((user, meter), sum) in &mut settled {
+                if text(&item, "user_id") == user {
+                    *sum += rejected.get(*meter).copied().unwrap_or(0);
+                }
+            }
+        }
         let open: Vec<String> = billed
             .iter()
             .filter(|(key, quantity)| settled.get(*key) != Some(quantity))
             .map(|((user, meter), quantity)| {
                 let settled = settled.get(&(user.clone(), *meter)).copied().unwrap_or(0);
-                format!("{quantity} {meter} of {user} were counted, {settled} are reported or in the quarantine")
+                format!("{quantity} {meter} of {user} were counted, {settled} are reported, rejected or in the quarantine")
             })
             .collect();
         holds(open.is_empty(), || format!("G4: {}", open.join("; ")))
@@ -402,9 +527,4 @@ impl Model {
         let Some(AttributeValue::M(one)) = overdue.get(invoice) else { return None };
         one.get("since").map(whole)
     }
-}
-
-fn subscription_of<'a>(customers: &'a [Customer], user: &str, at: i64) -> Option<&'a Subscription> {
-    let customer = customers.iter().find(|customer| customer.user == user)?;
-    customer.subscriptions.iter().rfind(|subscription| subscription.began <= at)
 }

@@ -56,9 +56,19 @@ pub(crate) struct Queue {
 }
 
 impl Queue {
-    /// An empty queue.
+    /// An empty standard queue, of usage.
     #[must_use]
-    pub(crate) fn new(hub: &Hub, name: &'static str, is_fifo: bool, visibility_secs: i64, most_receives: u32) -> Self {
+    pub(crate) fn of_usage(hub: &Hub, most_receives: u32) -> Self {
+        Self::new(hub, "usage", false, 420, most_receives)
+    }
+
+    /// An empty FIFO queue, of hints.
+    #[must_use]
+    pub(crate) fn of_changes(hub: &Hub, most_receives: u32) -> Self {
+        Self::new(hub, "changes", true, 360, most_receives)
+    }
+
+    fn new(hub: &Hub, name: &'static str, is_fifo: bool, visibility_secs: i64, most_receives: u32) -> Self {
         let inner = Inner { messages: Vec::new(), dead: Vec::new(), known: BTreeMap::new(), sent: 0 };
         let inner = Rc::new(RefCell::new(inner));
         Self { inner, hub: hub.clone(), name, is_fifo, visibility_ms: visibility_secs * 1_000, most_receives }
@@ -88,7 +98,7 @@ impl Queue {
     }
 
     /// Receives a batch: what is visible, in any order; in a FIFO queue, what comes next of groups that are not being worked on.
-    /// A standard queue may deliver what is being worked on once more.
+    /// With repeats a standard queue may deliver what is being worked on once more, and a FIFO queue anything.
     pub(crate) fn receive(&self, most: usize, chance: &mut Rng, repeats: bool) -> SqsEvent {
         let now_ms = self.hub.now_ms();
         let mut inner = self.inner.borrow_mut();
@@ -111,7 +121,12 @@ impl Queue {
                 if !is_free {
                     blocked.insert(message.group.clone());
                 }
-                is_free
+                // Its order only keeps races rare. Nothing may rest on it.
+                let out_of_order = !is_free && repeats && chance.bool();
+                if out_of_order {
+                    self.hub.count("out of order");
+                }
+                is_free || out_of_order
             });
         } else {
             places.retain(|place| {

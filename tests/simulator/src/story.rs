@@ -52,6 +52,8 @@ pub enum Act {
     Sync(usize),
     /// The sweeper is invoked.
     Sweep,
+    /// The notifier is given a batch of so many records of the outbox's stream at most.
+    Notify(usize),
     /// Something happens to a user's subscription.
     Life(usize, Life),
     /// Stripe is down for so many seconds.
@@ -99,6 +101,21 @@ impl fmt::Display for Step {
     }
 }
 
+/// What is broken in a world on purpose, so that the simulator can be seen to notice: not the product, but what it stands on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Broken {
+    /// Nothing.
+    Nothing,
+    /// Stripe takes a report once more under an identifier that it has taken.
+    Identifiers,
+    /// A table's conditions hold, whatever stands in it.
+    Conditions(&'static str),
+    /// The queues forget what they were asked to deliver again.
+    Redelivery,
+    /// The stores' transactions do only the first half of what they are asked for.
+    Transactions,
+}
+
 /// A story.
 #[derive(Debug, Clone)]
 pub struct Story {
@@ -112,8 +129,14 @@ pub struct Story {
     pub period_secs: i64,
     /// Whether the price list has a free tier.
     pub has_free_tier: bool,
-    /// How long Stripe knows an identifier again. It promises a day, so it is not a second more.
-    pub identifiers_known_secs: i64,
+    /// How often a message of the usage queue, and of the other one, is delivered before it is a dead letter.
+    pub most_receives: (u32, u32),
+    /// How far a function's clock is off at most.
+    pub most_skew_ms: i64,
+    /// Of a hundred reports, how many Stripe takes and throws away later, as it says then.
+    pub thrown_away_percent: u8,
+    /// What is broken.
+    pub broken: Broken,
     /// What happens.
     pub steps: Vec<Step>,
 }
@@ -129,8 +152,23 @@ impl Story {
         let period_secs = 86_400 * [1, 1, 2, 7][chance.usize(..4)];
         let has_free_tier = chance.u8(..4) > 0;
         let lives = chance.bool();
+        let most_receives = [(5, 1_000), (5, 1_000), (3, 1_000), (3, 3)][chance.usize(..4)];
+        let most_skew_ms = [20, 900, 900, 4_000][chance.usize(..4)];
+        let thrown_away_percent = [0, 0, 0, 20][chance.usize(..4)];
         let steps = (0..chance.usize(24..56)).map(|id| step(id, users, lives, &mut chance)).collect();
-        Self { seed, begins_ms, users, period_secs, has_free_tier, identifiers_known_secs: 86_400, steps }
+        let broken = Broken::Nothing;
+        Self {
+            seed,
+            begins_ms,
+            users,
+            period_secs,
+            has_free_tier,
+            most_receives,
+            most_skew_ms,
+            thrown_away_percent,
+            broken,
+            steps,
+        }
     }
 
     /// The same without some of its steps.
@@ -145,15 +183,16 @@ impl Story {
 fn step(id: usize, users: usize, lives: bool, chance: &mut Rng) -> Step {
     let user = chance.usize(..users);
     let act = match chance.u8(..100) {
-        0..28 => Act::Send(user, (0..chance.usize(1..4)).map(|_| message(chance)).collect()),
-        28..52 => Act::Count(chance.usize(1..10)),
-        52..68 => Act::Report([0, 0, 0, 30, 280][chance.usize(..5)]),
-        68..76 => Act::Sync(chance.usize(1..6)),
-        76..84 if lives && chance.u8(..8) > 0 => Act::Life(user, life(chance)),
-        76..78 => Act::Sweep,
-        84..86 => Act::Outage([60, 3_600, 80_000, 200_000][chance.usize(..4)]),
-        86..88 => Act::Redrive,
-        88..93 => Act::UntilPeriodEnds(user, [-30, -1, 1, 90, 3_000, 3_320, 3_590, 3_700][chance.usize(..8)]),
+        0..26 => Act::Send(user, (0..chance.usize(1..4)).map(|_| message(chance)).collect()),
+        26..48 => Act::Count(chance.usize(1..10)),
+        48..62 => Act::Report([0, 0, 0, 30, 280][chance.usize(..5)]),
+        62..70 => Act::Sync(chance.usize(1..6)),
+        70..79 if lives && chance.u8(..8) > 0 => Act::Life(user, life(chance)),
+        79..82 => Act::Sweep,
+        82..86 => Act::Notify(chance.usize(1..6)),
+        86..88 => Act::Outage([60, 3_600, 80_000, 200_000][chance.usize(..4)]),
+        88..90 => Act::Redrive,
+        90..95 => Act::UntilPeriodEnds(user, [-30, -1, 1, 90, 3_000, 3_320, 3_590, 3_700][chance.usize(..8)]),
         _ => Act::Wait,
     };
     let then_ms = match (&act, chance.u8(..100)) {

@@ -11,6 +11,7 @@ use std::{
 
 use tokentill::{
     domain::{
+        email::{Addressee, Bill},
         facts::{CustomerFacts, InvoiceFacts, ItemFacts, LatestInvoice, PaidInvoice, Status, SubscriptionFacts},
         id::{CustomerId, InvoiceId, SubscriptionId, UserId},
         period::Cycle,
@@ -18,14 +19,19 @@ use tokentill::{
         report::MeterReport,
         time::EpochSecs,
     },
-    ports::{Delivered, MeterSink, MeterSummaries, PaymentFacts, Payments, StripeError, StripeState},
+    ports::{Correspondence, Delivered, MeterSink, MeterSummaries, PaymentFacts, Payments, StripeError, StripeState},
 };
 
-use crate::hub::{Carried, Fault, Hub};
+use crate::{
+    hub::{Carried, Fault, Hub},
+    story::{Broken, Story, USERS},
+};
 
 /// How long after a period's end its invoice is final.
 pub(crate) const FINAL_AFTER_SECS: i64 = 3_600;
 const DAY_SECS: i64 = 86_400;
+/// How long an identifier is known again. Stripe promises a day, so it is not a second more.
+const IDENTIFIERS_KNOWN_SECS: i64 = DAY_SECS;
 /// The longest its summaries lag behind.
 const SUMMARIES_LAG_SECS: u64 = 3_300;
 
@@ -51,6 +57,8 @@ pub(crate) struct Taken {
     pub report: MeterReport,
     /// When it was taken, in seconds since 1970.
     pub at: i64,
+    /// Whether it is thrown away afterwards: it is billed to nobody, and no summary ever shows it.
+    pub is_thrown_away: bool,
     shows_from: i64,
 }
 
@@ -71,6 +79,8 @@ pub(crate) struct Subscription {
     pub cancel_at: Option<i64>,
     /// Its open invoice whose payment failed, when it was made, and every failure so far.
     pub overdue: Option<(String, i64, Vec<i64>)>,
+    /// Every invoice of which a payment failed, and when it did first.
+    pub failed: BTreeMap<String, i64>,
     /// Payments after its end: when, and up to when they paid.
     pub late_payments: Vec<(i64, i64)>,
     invoices: u32,
@@ -96,7 +106,7 @@ pub(crate) struct Event {
     pub kind: &'static str,
     /// When it was made.
     pub created: i64,
-    /// Whom it is about.
+    /// Whom it is about; empty if it names nobody.
     pub customer: String,
     /// The invoice, if it is about one.
     pub invoice: Option<String>,
@@ -109,7 +119,10 @@ struct Inner {
     subscriptions: u32,
     taken: Vec<Taken>,
     known: BTreeMap<String, i64>,
-    identifiers_known_secs: i64,
+    forgets_identifiers: bool,
+    thrown_away_percent: u8,
+    /// What Stripe is going to tell of by itself: when, and what.
+    to_be_told: Vec<(i64, Event)>,
     under_way: BTreeSet<(String, String)>,
     down_until: i64,
     lag: fastrand::Rng,
@@ -123,10 +136,12 @@ pub(crate) struct Stripe {
 }
 
 impl Stripe {
-    /// A Stripe without customers. `seed` decides how its summaries lag.
+    /// A Stripe without customers. The story's seed decides how its summaries lag.
     #[must_use]
-    pub(crate) fn new(hub: &Hub, seed: u64, identifiers_known_secs: i64) -> Self {
-        let inner = Inner { lag: fastrand::Rng::with_seed(seed), identifiers_known_secs, ..Inner::default() };
+    pub(crate) fn new(hub: &Hub, story: &Story) -> Self {
+        let forgets_identifiers = story.broken == Broken::Identifiers;
+        let (lag, thrown_away_percent) = (fastrand::Rng::with_seed(story.seed), story.thrown_away_percent);
+        let inner = Inner { lag, forgets_identifiers, thrown_away_percent, ..Inner::default() };
         Self { inner: Rc::new(RefCell::new(inner)), hub: hub.clone() }
     }
 
@@ -134,6 +149,22 @@ impl Stripe {
     #[must_use]
     pub(crate) fn taken(&self) -> Vec<Taken> {
         self.inner.borrow().taken.clone()
+    }
+
+    /// How many reports were taken.
+    #[must_use]
+    pub(crate) fn reports_taken(&self) -> usize {
+        self.inner.borrow().taken.len()
+    }
+
+    /// What it tells of by itself now.
+    pub(crate) fn tell(&self) -> Vec<Event> {
+        let now = self.hub.now_secs();
+        let to_be_told = &mut self.inner.borrow_mut().to_be_told;
+        let (due, later) = std::mem::take(to_be_told).into_iter().partition(|(at, _)| *at <= now);
+        *to_be_told = later;
+        let due: Vec<(i64, Event)> = due;
+        due.into_iter().map(|(_, event)| event).collect()
     }
 
     /// All customers.
@@ -173,6 +204,7 @@ impl Stripe {
             ended: None,
             cancel_at: None,
             overdue: None,
+            failed: BTreeMap::new(),
             late_payments: Vec::new(),
             invoices: 1,
         };
@@ -209,6 +241,7 @@ impl Stripe {
                 subscription.overdue.get_or_insert_with(|| (format!("in_{id}_{invoices}"), now, Vec::new()));
             let is_first = failures.is_empty();
             failures.push(now);
+            subscription.failed.entry(invoice.clone()).or_insert(now);
             let invoice = Some(invoice.clone());
             if is_first {
                 subscription.invoices += 1;
@@ -314,8 +347,8 @@ impl Inner {
     }
 
     fn take(&mut self, report: &MeterReport, now: i64) -> Result<Delivered, StripeError> {
-        let known = self.known.get(&report.identifier).is_some_and(|at| now - at < self.identifiers_known_secs);
-        if known {
+        let known = self.known.get(&report.identifier).is_some_and(|at| now - at < IDENTIFIERS_KNOWN_SECS);
+        if known && !self.forgets_identifiers {
             return Ok(Delivered::Before);
         }
         let minute = report.minute.as_secs();
@@ -330,7 +363,13 @@ impl Inner {
         }
         self.known.insert(report.identifier.clone(), now);
         let lag = i64::try_from(self.lag.u64(..SUMMARIES_LAG_SECS)).unwrap_or(0);
-        self.taken.push(Taken { report: report.clone(), at: now, shows_from: now + lag });
+        let is_thrown_away = self.lag.u8(..100) < self.thrown_away_percent;
+        if is_thrown_away {
+            // Its word names no customer, and may tell of several.
+            let event = self.event(now, "v1.billing.meter.error_report_triggered", "", None);
+            self.to_be_told.push((now + self.lag.i64(60..1_800), event));
+        }
+        self.taken.push(Taken { report: report.clone(), at: now, is_thrown_away, shows_from: now + lag });
         Ok(Delivered::Now)
     }
 
@@ -377,6 +416,14 @@ impl Inner {
             checkout_users: Vec::new(),
             paid_invoices: customer.subscriptions.last().map(paid).unwrap_or_default(),
         }
+    }
+}
+
+impl Customer {
+    /// Its address: not every customer has one.
+    #[must_use]
+    pub(crate) fn address(&self) -> Option<String> {
+        (self.user != USERS[1]).then(|| format!("{}@example.com", self.id))
     }
 }
 
@@ -453,6 +500,28 @@ impl StripeState for Stripe {
     }
 }
 
+impl Correspondence for Stripe {
+    async fn addressee(&self, customer: &CustomerId) -> Result<Option<Addressee>, StripeError> {
+        let id = customer.to_string();
+        self.asked("GET addressee", &GETS, move |inner, _| {
+            let customer = inner.customers.get(&id);
+            Ok(customer.map(|customer| Addressee { address: customer.address(), name: None }))
+        })
+        .await
+    }
+
+    async fn bill(&self, invoice: &InvoiceId) -> Result<Option<Bill>, StripeError> {
+        let id = invoice.to_string();
+        self.asked("GET invoice", &GETS, move |inner, _| {
+            let subscriptions = || inner.customers.values().flat_map(|customer| &customer.subscriptions);
+            let is_open = subscriptions().any(|one| one.overdue.as_ref().is_some_and(|(invoice, ..)| *invoice == id));
+            let is_known = subscriptions().any(|one| one.failed.contains_key(&id));
+            Ok(is_known.then(|| Bill { is_open, due_minor: 4_900, currency: "eur".to_owned(), page: None }))
+        })
+        .await
+    }
+}
+
 impl Payments for Stripe {
     async fn payment(&self, _: &str) -> Result<Option<PaymentFacts>, StripeError> {
         Ok(None)
@@ -498,7 +567,7 @@ impl MeterSummaries for Stripe {
                 let report = &taken.report;
                 report.event_name == event_name && report.customer == customer && (from..until).contains(&report.minute)
             };
-            let shown = inner.taken.iter().filter(of).filter(|taken| taken.shows_from <= now);
+            let shown = inner.taken.iter().filter(of).filter(|taken| taken.shows_from <= now && !taken.is_thrown_away);
             Ok(shown.map(|taken| taken.report.quantity).sum())
         })
         .await

@@ -10,6 +10,7 @@ use std::{
 use aws_lambda_events::sqs::{SqsBatchResponse, SqsEvent};
 use aws_sdk_dynamodb::Client;
 use fastrand::Rng;
+use notifier::{Notifier, Post};
 use reporter::{Invocation, Reporter, Settings};
 use serde_json::json;
 use sweeper::Sweeper;
@@ -18,6 +19,7 @@ use tokentill::{
     config::StripeMode,
     domain::{
         access::standing,
+        email::Letterhead,
         hint::{HINT_VERSION, Hint},
         id::{CustomerId, EventId, InvoiceId, UserId},
         price_list::PriceList,
@@ -36,9 +38,10 @@ use usage::Usage;
 use crate::{
     engine::{Engine, template},
     hub::{Hub, SimClock, Struck, Weather},
-    model::{Model, Sent},
+    mail::{Numbered, Outside, Stream, from_the_first_failure, trigger},
+    model::{GRACE_SECS, Model, Sent},
     queue::Queue,
-    story::{Act, Life, Step, Story, USERS},
+    story::{Act, Broken, Life, Step, Story, USERS},
     stripe::{Customer, Event, FINAL_AFTER_SECS, Stripe},
 };
 
@@ -87,6 +90,11 @@ struct World {
     changes: Queue,
     prices: PriceList,
     period_secs: i64,
+    most_skew_ms: i64,
+    broken: Broken,
+    stream: Stream,
+    outside: Outside,
+    names: Numbered,
     model: Model,
     running: Vec<JoinHandle<()>>,
     struck: BTreeMap<usize, Struck>,
@@ -110,11 +118,16 @@ fn prices(has_free_tier: bool) -> PriceList {
 impl World {
     async fn start(story: &Story, keeps_trace: bool) -> Self {
         let hub = Hub::new(story.begins_ms, keeps_trace);
-        let (engine, client) = Engine::start(&hub).await;
+        let (engine, client) = Engine::start(&hub, story.broken).await;
         let mut world = Self {
-            stripe: Stripe::new(&hub, story.seed, story.identifiers_known_secs),
-            usage_queue: Queue::new(&hub, "usage", false, 420, 5),
-            changes: Queue::new(&hub, "changes", true, 360, 1_000),
+            stripe: Stripe::new(&hub, story),
+            usage_queue: Queue::of_usage(&hub, story.most_receives.0),
+            changes: Queue::of_changes(&hub, story.most_receives.1),
+            most_skew_ms: story.most_skew_ms,
+            broken: story.broken,
+            stream: engine.stream(),
+            outside: Outside::new(&hub),
+            names: Numbered::default(),
             prices: prices(story.has_free_tier),
             period_secs: story.period_secs,
             model: Model::default(),
@@ -156,7 +169,8 @@ impl World {
             self.hub.note(&step.to_string());
             self.act(step).await;
             sleep(Duration::from_millis(step.then_ms)).await;
-            self.model.check(&self.engine, &self.stripe)?;
+            self.hear_of_what_was_thrown_away();
+            self.model.check(&self.engine, &self.stripe, &self.outside)?;
         }
         self.rest().await
     }
@@ -191,6 +205,7 @@ impl World {
             Act::Report(late_secs) => self.report(*late_secs, weather, Some(step.id)),
             Act::Sync(most) => self.sync(*most, weather, Some(step.id)),
             Act::Sweep => self.sweep(weather, Some(step.id)),
+            Act::Notify(most) => self.notify(*most, weather, Some(step.id)),
             Act::Life(user, life) => {
                 let user = USERS[*user];
                 let events = match life {
@@ -233,7 +248,7 @@ impl World {
     }
 
     fn clock(&self, chance: &mut Rng) -> SimClock {
-        SimClock { hub: self.hub.clone(), skew_ms: chance.i64(-900..900) }
+        SimClock { hub: self.hub.clone(), skew_ms: chance.i64(-self.most_skew_ms..self.most_skew_ms) }
     }
 
     fn count(&mut self, most: usize, weather: Weather, step: Option<usize>) {
@@ -260,7 +275,7 @@ impl World {
     fn sync(&mut self, most: usize, weather: Weather, step: Option<usize>) {
         let mut chance = Rng::with_seed(weather.seed);
         let clock = self.clock(&mut chance);
-        let event = self.changes.receive(most, &mut chance, false);
+        let event = self.changes.receive(most, &mut chance, weather.permille > 0);
         let store = self.store("sync");
         let sync = Sync {
             stripe: self.stripe.clone(),
@@ -295,13 +310,13 @@ impl World {
         if event.records.is_empty() {
             return;
         }
-        let (hub, struck) = (self.hub.clone(), self.struck(step));
+        let (hub, struck, forgets) = (self.hub.clone(), self.struck(step), self.broken == Broken::Redelivery);
         self.running.push(spawn_local(async move {
             let mut ids: BTreeSet<String> = event.records.iter().filter_map(|record| record.message_id.clone()).collect();
             hub.note(&format!("{name} is given {ids:?}"));
             let work = Box::pin(handle(event, name.clone()));
             let Some(answer) = hub.invoke(name, &weather, 60, struck.as_ref(), work).await else { return };
-            for failure in &answer.batch_item_failures {
+            for failure in answer.batch_item_failures.iter().filter(|_| !forgets) {
                 ids.remove(&failure.item_identifier);
             }
             let mut chance = Rng::with_seed(weather.seed ^ 1);
@@ -357,10 +372,51 @@ impl World {
         }));
     }
 
+    fn notify(&mut self, most: usize, weather: Weather, step: Option<usize>) {
+        let mut chance = Rng::with_seed(weather.seed);
+        let clock = self.clock(&mut chance);
+        let records = self.stream.take(most);
+        if records.is_empty() {
+            return;
+        }
+        let letterhead = Letterhead { product: "Sim".to_owned(), support: None };
+        let notifier = Notifier {
+            outbox: self.store("notifier"),
+            bus: self.outside.clone(),
+            stripe: self.stripe.clone(),
+            post: Some(Post { letterhead, mailer: self.outside.clone() }),
+            names: self.names.clone(),
+            clock,
+            prices: self.prices.clone(),
+            livemode: false,
+        };
+        let (name, hub, struck) = (self.name("notifier"), self.hub.clone(), self.struck(step));
+        let stream = self.stream.clone();
+        self.running.push(spawn_local(async move {
+            hub.note(&format!("{name} is given {records:?}"));
+            let stop_at_ms = notifier.clock.now_ms() + 48_000;
+            let work = Box::pin(notifier.handle(trigger(&records), stop_at_ms));
+            let answer = hub.invoke(name, &weather, 60, struck.as_ref(), work).await;
+            let left = match answer {
+                Some(Ok(answer)) if chance.u32(..2_000) >= weather.permille => from_the_first_failure(records, &answer),
+                _ => records,
+            };
+            stream.put_back(left, &hub);
+        }));
+    }
+
     /// A webhook comes, and its hint is queued.
     fn deliver(&mut self, event: &Event) {
         self.model.delivered.push((event.clone(), self.hub.now_secs()));
         put_hint(&self.changes, event, false);
+    }
+
+    /// Stripe tells what it threw away.
+    fn hear_of_what_was_thrown_away(&mut self) {
+        for event in self.stripe.tell() {
+            self.hub.count("usage thrown away");
+            self.deliver(&event);
+        }
     }
 
     /// Stripe delivers an event: never, once, or more often; at once, or up to three days later.
@@ -391,7 +447,7 @@ impl World {
         for running in std::mem::take(&mut self.running) {
             running.await.map_err(|panicked| format!("panic: {panicked}"))?;
         }
-        self.model.check(&self.engine, &self.stripe)?;
+        self.model.check(&self.engine, &self.stripe, &self.outside)?;
         // What Stripe never delivered is found by the comparison with its customers: here by an operator's replay.
         for customer in self.stripe.customers() {
             let created = self.hub.now_secs();
@@ -420,22 +476,54 @@ impl World {
             self.come_to_an_end().await?;
             sleep(Duration::from_secs(100)).await;
         }
-        self.model.check(&self.engine, &self.stripe)?;
+        self.model.check(&self.engine, &self.stripe, &self.outside)?;
         self.model.check_events_at_rest(&self.engine, self.hub.now_secs())?;
         self.model.check_accounts_at_rest(&self.engine, &self.stripe, self.hub.now_secs())?;
         self.check_access_at_rest().await?;
+        self.tell_everything().await?;
         let mut unsettled = String::new();
         for wait_secs in [60, 960, 4_000, 78_000, 4_000, 90_000, 4_000, 4_000, 90_000, 4_000] {
             sleep(Duration::from_secs(wait_secs)).await;
+            self.hear_of_what_was_thrown_away();
+            self.sync(10, Weather::calm(), None);
+            self.come_to_an_end().await?;
             self.report(0, Weather::calm(), None);
             self.come_to_an_end().await?;
-            self.model.check(&self.engine, &self.stripe)?;
+            self.model.check(&self.engine, &self.stripe, &self.outside)?;
             match self.model.check_money_at_rest(&self.engine, &self.stripe) {
                 Ok(()) => return Ok(()),
                 Err(what) => unsettled = what,
             }
         }
         Err(unsettled)
+    }
+
+    /// G8: what is due by time is announced, and every notice is told: what the stream lost, by the sweeper's waking.
+    async fn tell_everything(&mut self) -> Checked {
+        for _ in 0..3 {
+            self.sweep(Weather::calm(), None);
+            self.come_to_an_end().await?;
+            while !self.stream.is_empty() {
+                self.notify(10, Weather::calm(), None);
+                self.come_to_an_end().await?;
+            }
+            self.model.check(&self.engine, &self.stripe, &self.outside)?;
+            if self.model.is_everything_told(&self.engine) {
+                break;
+            }
+            sleep(Duration::from_secs(1_000)).await;
+        }
+        self.model.check_notices_at_rest(&self.engine, &self.outside)?;
+        let (has_free_tier, now) = (self.prices.free_plan().is_some(), self.hub.now_secs());
+        for customer in self.stripe.customers() {
+            let since = self.model.grace_since(&self.engine, &customer);
+            // What is owed of a subscription that is over is told by its invoice only.
+            if since.is_none() || customer.subscriptions.last().is_some_and(|last| last.ended.is_none()) {
+                let (state, _) = expected_state(&customer, since, has_free_tier, now);
+                self.model.check_last_told(&self.engine, &customer.user, state)?;
+            }
+        }
+        Ok(())
     }
 
     /// G7: what the access function makes of an account, at this moment and around the end of grace, is what a few plain rules say.
@@ -470,9 +558,6 @@ impl World {
     }
 }
 
-/// Seven days.
-const GRACE_SECS: i64 = 604_800;
-
 /// The state that a user has, and until when, by the contract's table in a few plain rules.
 fn expected_state(customer: &Customer, since: Option<i64>, has_free_tier: bool, at: i64) -> (&'static str, Option<i64>) {
     let ended = if has_free_tier { "free" } else { "ended" };
@@ -491,13 +576,17 @@ fn expected_state(customer: &Customer, since: Option<i64>, has_free_tier: bool, 
 }
 
 fn put_hint(changes: &Queue, event: &Event, replay: bool) {
+    let names_nobody = event.customer.is_empty();
     let hint = Hint {
         v: HINT_VERSION,
         event_id: EventId::new(&*event.id).expect("an id"),
         kind: event.kind.to_owned(),
         created: EpochSecs::new(event.created),
-        object_id: event.invoice.clone().unwrap_or_else(|| event.customer.clone()),
-        customer: Some(CustomerId::new(&*event.customer).expect("an id")),
+        object_id: event
+            .invoice
+            .clone()
+            .unwrap_or_else(|| if names_nobody { "mtr_1".to_owned() } else { event.customer.clone() }),
+        customer: (!names_nobody).then(|| CustomerId::new(&*event.customer).expect("an id")),
         invoice: event.invoice.as_deref().map(|id| InvoiceId::new(id).expect("an id")),
         livemode: false,
         replay,
