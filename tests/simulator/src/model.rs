@@ -205,9 +205,9 @@ impl Model {
         let customers = stripe.customers();
         for row in self.rows.values() {
             let Some((id, start)) = segment(&row.tally_key) else { continue };
-            let own = customers.iter().filter(|customer| customer.user == row.user).flat_map(|customer| &customer.subscriptions);
-            let Some(subscription) = own.into_iter().find(|subscription| subscription.id == id && subscription.began <= start)
-            else {
+            let mut own =
+                customers.iter().filter(|customer| customer.user == row.user).flat_map(|customer| &customer.subscriptions);
+            let Some(subscription) = own.find(|subscription| subscription.id == id && subscription.began <= start) else {
                 return Err(format!("G6: there was no subscription then: {row:?}"));
             };
             let same_period = subscription.period(row.at).0 == subscription.period(start).0;

@@ -110,9 +110,7 @@ pub enum Broken {
     Identifiers,
     /// A table's conditions hold, whatever stands in it.
     Conditions(&'static str),
-    /// The queues forget what they were asked to deliver again.
-    Redelivery,
-    /// The stores' transactions do only the first half of what they are asked for.
+    /// Transactions do only the first half of what they are asked for.
     Transactions,
 }
 

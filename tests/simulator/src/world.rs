@@ -41,7 +41,7 @@ use crate::{
     mail::{Numbered, Outside, Stream, from_the_first_failure, trigger},
     model::{GRACE_SECS, Model, Sent},
     queue::Queue,
-    story::{Act, Broken, Life, Step, Story, USERS},
+    story::{Act, Life, Step, Story, USERS},
     stripe::{Customer, Event, FINAL_AFTER_SECS, Stripe},
 };
 
@@ -91,7 +91,6 @@ struct World {
     prices: PriceList,
     period_secs: i64,
     most_skew_ms: i64,
-    broken: Broken,
     stream: Stream,
     outside: Outside,
     names: Numbered,
@@ -124,7 +123,6 @@ impl World {
             usage_queue: Queue::of_usage(&hub, story.most_receives.0),
             changes: Queue::of_changes(&hub, story.most_receives.1),
             most_skew_ms: story.most_skew_ms,
-            broken: story.broken,
             stream: engine.stream(),
             outside: Outside::new(&hub),
             names: Numbered::default(),
@@ -310,13 +308,13 @@ impl World {
         if event.records.is_empty() {
             return;
         }
-        let (hub, struck, forgets) = (self.hub.clone(), self.struck(step), self.broken == Broken::Redelivery);
+        let (hub, struck) = (self.hub.clone(), self.struck(step));
         self.running.push(spawn_local(async move {
             let mut ids: BTreeSet<String> = event.records.iter().filter_map(|record| record.message_id.clone()).collect();
             hub.note(&format!("{name} is given {ids:?}"));
             let work = Box::pin(handle(event, name.clone()));
             let Some(answer) = hub.invoke(name, &weather, 60, struck.as_ref(), work).await else { return };
-            for failure in answer.batch_item_failures.iter().filter(|_| !forgets) {
+            for failure in &answer.batch_item_failures {
                 ids.remove(&failure.item_identifier);
             }
             let mut chance = Rng::with_seed(weather.seed ^ 1);
