@@ -285,7 +285,7 @@ fn timestamp(value: &Value) -> Result<EpochSecs, Invalid> {
     match value {
         Value::String(text) => EpochSecs::parse_rfc3339(text).ok_or_else(|| wrong("must be RFC 3339, as 2026-11-22T12:00:00Z")),
         number => match number.as_i64() {
-            Some(secs) if secs.abs() <= LAST_SECOND => Ok(EpochSecs::new(secs)),
+            Some(secs) if (-LAST_SECOND..=LAST_SECOND).contains(&secs) => Ok(EpochSecs::new(secs)),
             Some(_) => Err(wrong("must be in seconds; this looks like milliseconds")),
             None => Err(wrong("must be RFC 3339 or whole Unix seconds")),
         },
@@ -372,6 +372,7 @@ mod tests {
             ("tokens_out", "18446744073709551616", "tokens_out: must be a whole number, 0 or more"),
             ("success", "\"true\"", "success: must be true or false"),
             ("timestamp", "1795348800000", "timestamp: must be in seconds; this looks like milliseconds"),
+            ("timestamp", "-9223372036854775808", "timestamp: must be in seconds; this looks like milliseconds"),
             ("timestamp", "1795348800.5", "timestamp: must be RFC 3339 or whole Unix seconds"),
             ("timestamp", "\"yesterday\"", "timestamp: must be RFC 3339, as 2026-11-22T12:00:00Z"),
             ("user_id", "\"\"", "user_id is empty"),
