@@ -22,6 +22,9 @@ struct Arguments {
 enum Command {
     /// Starts of all functions, beside a bare one and one in Python
     Starts {
+        /// These functions only, separated by commas
+        #[arg(long, value_delimiter = ',')]
+        only: Vec<String>,
         /// How many of each
         #[arg(long, default_value_t = 21)]
         rounds: usize,
@@ -39,7 +42,7 @@ enum Command {
 #[tokio::main]
 async fn main() -> Result<()> {
     match Arguments::parse().command {
-        Command::Starts { rounds } => tables::print_starts(rounds).await,
+        Command::Starts { only, rounds } => tables::print_starts(&only, rounds).await,
         Command::Warm { events } => tables::print_warm(events).await,
         Command::Memory => tables::print_memory().await,
     }

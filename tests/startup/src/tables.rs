@@ -22,11 +22,10 @@ const BARE: &str = "bare";
 const WARM_UP: usize = 50;
 const WEBHOOK_SAMPLE: &str = include_str!("../../../events/webhook-payment-failed.json");
 
-/// Builds the functions and the bare one as `sam build` does.
-async fn binaries() -> Result<Vec<(&'static str, PathBuf)>> {
-    let mut names = vec![BARE];
-    names.extend(FUNCTIONS);
-    local::function_binaries(&names).await
+/// Builds a function as `sam build` does.
+async fn binary(name: &'static str) -> Result<PathBuf> {
+    let built = local::function_binaries(&[name]).await?;
+    built.into_iter().next().map(|(_, path)| path).context("nothing was built")
 }
 
 fn ms(duration: Duration) -> f64 {
@@ -37,10 +36,13 @@ fn ms(duration: Duration) -> f64 {
 ///
 /// # Errors
 /// Something cannot be built, installed or started.
-pub(crate) async fn print_starts(rounds: usize) -> Result<()> {
+pub(crate) async fn print_starts(only: &[String], rounds: usize) -> Result<()> {
     let python = Python::ready().await?;
+    let mut names = vec![BARE];
+    names.extend(FUNCTIONS.into_iter().filter(|name| only.is_empty() || only.iter().any(|wanted| wanted == name)));
+    let built = local::function_binaries(&names).await?;
     let mut programs: Vec<(String, Program)> =
-        binaries().await?.into_iter().map(|(name, path)| (name.to_owned(), Program::binary(&path))).collect();
+        built.into_iter().map(|(name, path)| (name.to_owned(), Program::binary(&path))).collect();
     programs.push((format!("webhook in {}", python.version), python.webhook()));
     let mut seen: Vec<(Vec<Duration>, Vec<Duration>)> = programs.iter().map(|_| Default::default()).collect();
     // One after the other, round by round, so that what else the machine does meets all of them.
@@ -85,8 +87,7 @@ fn webhook_event(body: &[u8]) -> Result<Vec<u8>> {
 /// Something cannot be built, installed, started or answered.
 pub(crate) async fn print_warm(events: usize) -> Result<()> {
     let python = Python::ready().await?;
-    let binaries = binaries().await?;
-    let (_, webhook) = binaries.iter().find(|(name, _)| *name == "webhook").context("there is no webhook")?;
+    let webhook = binary("webhook").await?;
     let folder = checkout().join("target/startup");
     let ministack = MiniStack::start(&Tools::ready().await?, &folder, 0).await?;
     let mut variables: Vec<(String, String)> = [
@@ -104,7 +105,7 @@ pub(crate) async fn print_warm(events: usize) -> Result<()> {
     variables.push((function::HINT_QUEUE.to_owned(), python.prepare(&variables).await?));
     let mut rows = Vec::new();
     for (number, (name, mut program)) in
-        [("webhook".to_owned(), Program::binary(webhook)), (format!("webhook in {}", python.version), python.webhook())]
+        [("webhook".to_owned(), Program::binary(&webhook)), (format!("webhook in {}", python.version), python.webhook())]
             .into_iter()
             .enumerate()
     {
@@ -148,22 +149,22 @@ async fn warm(program: &Program, first: usize, events: usize) -> Result<(f64, f6
 /// # Errors
 /// Something cannot be built, started or answered.
 pub(crate) async fn print_memory() -> Result<()> {
-    let binaries = binaries().await?;
+    let (usage, webhook) = (binary("usage").await?, binary("webhook").await?);
     let account = serde_dynamo::to_item::<_, std::collections::HashMap<String, AttributeValue>>(&World::new()?.account)?;
     let account = Value::Object(account.iter().map(|(name, value)| (name.clone(), wire(value))).collect());
     let (payload, events) = world::largest_payload();
     let inputs = [
-        ("usage", format!("{events} events in 6 MB"), payload),
-        ("webhook", "a body of 1 MiB".to_owned(), webhook_event(&world::stripe_event(0, 1_048_000))?),
+        ("usage", &usage, format!("{events} events in 6 MB"), payload),
+        ("webhook", &webhook, "a body of 1 MiB".to_owned(), webhook_event(&world::stripe_event(0, 1_048_000))?),
         (
             "webhook",
+            &webhook,
             "a body of 4.4 MB, which is 6 MB as Lambda gets it: refused".to_owned(),
             webhook_event(&vec![b'x'; 4_400_000])?,
         ),
     ];
     println!("| function | input | memory after the start, MB | at most, MB |\n|---|---|---|---|");
-    for (name, what, input) in inputs {
-        let (_, path) = binaries.iter().find(|(of, _)| *of == name).context("there is no such function")?;
+    for (name, path, what, input) in inputs {
         let mut function = Function::start(&Program::binary(path), account.clone()).await?;
         let mb = |kb: u64| f64::from(u32::try_from(kb).unwrap_or(u32::MAX)) / 1_024.0;
         let before = function.most_memory_kb()?;
