@@ -617,6 +617,29 @@ mod tests {
     }
 
     #[test]
+    fn an_end_that_is_taken_back_while_access_has_ended_is_told_once_access_is_back() {
+        let mut account = subscribed("2026-11-10T00:00:00Z");
+        account.subscription.as_mut().unwrap().cancel_at = Some(at("2026-12-10T00:00:00Z"));
+        assert_eq!(tell(&mut account, "2026-11-12T00:00:00Z"), ["subscription.ending"]);
+        account.overdue.insert(InvoiceId::new("in_1").unwrap(), Overdue { since: at("2026-11-12T00:00:00Z") });
+        let subscription = account.subscription.as_mut().unwrap();
+        (subscription.status, subscription.cancel_at) = (Status::PastDue, None);
+        assert_eq!(tell(&mut account, "2026-11-19T00:00:00Z"), ["access.ended"]);
+        account.overdue.clear();
+        account.subscription.as_mut().unwrap().status = Status::Active;
+        assert_eq!(tell(&mut account, "2026-11-20T00:00:00Z"), ["access.restored", "subscription.continued"]);
+    }
+
+    #[test]
+    fn a_trial_that_ends_before_its_subscription_does_is_told_as_that() {
+        let mut account = subscribed("2026-11-10T00:00:00Z");
+        let subscription = account.subscription.as_mut().unwrap();
+        (subscription.status, subscription.trial_end) = (Status::Trialing, Some(at("2026-11-24T00:00:00Z")));
+        subscription.cancel_at = Some(at("2026-12-24T00:00:00Z"));
+        assert_eq!(tell(&mut account, "2026-11-21T00:00:00Z"), ["subscription.ending", "trial.ending"]);
+    }
+
+    #[test]
     fn a_late_payment_after_the_end_restores_access_and_the_end_of_what_it_paid_for_is_told() {
         let mut account = subscribed("2026-11-10T00:00:00Z");
         account.subscription.as_mut().unwrap().status = Status::Canceled;
