@@ -1,5 +1,5 @@
 //! A brief run of each target, over its seeds and changed copies of them: the same inputs whenever it is run.
-#![allow(clippy::unwrap_used, clippy::panic, reason = "this whole crate is a test")]
+#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "this whole crate is a test")]
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
