@@ -437,6 +437,7 @@ async fn account_mark_notice_and_customer_commit_together_or_not_at_all() {
         let expected = if fault == Fault::LoseReply { [1; 4] } else { [0; 4] };
         assert_eq!(counts, expected, "{fault:?}");
     }
+    assert_eq!(bench.world.wire.calls("TransactWriteItems"), 1, "all of them are in one transaction");
 }
 
 #[tokio::test]
