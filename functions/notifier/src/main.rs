@@ -35,14 +35,16 @@ async fn main() -> Result<(), Error> {
     let support = env.optional("TOKENTILL_SUPPORT_EMAIL");
     let (reply_to, configuration_set) =
         (env.optional("TOKENTILL_EMAIL_REPLY_TO"), env.optional("TOKENTILL_EMAIL_CONFIGURATION_SET"));
-    let connections = unpooled()?;
-    let post = env.optional("TOKENTILL_EMAIL_FROM").map(|from| Post {
-        mailer: Ses::new(
-            aws_sdk_sesv2::config::Builder::from(&aws).http_client(connections),
-            Sender { from, from_name: product.clone(), reply_to, configuration_set },
-        ),
-        letterhead: Letterhead { product, support },
-    });
+    let post = match env.optional("TOKENTILL_EMAIL_FROM") {
+        Some(from) => Some(Post {
+            mailer: Ses::new(
+                aws_sdk_sesv2::config::Builder::from(&aws).http_client(unpooled()?),
+                Sender { from, from_name: product.clone(), reply_to, configuration_set },
+            ),
+            letterhead: Letterhead { product, support },
+        }),
+        None => None,
+    };
     let livemode = env.stripe_mode().livemode();
     env.finish()?;
     let (stripe, prices) = (Stripe::new(stripe), PriceList::shipped()?);
