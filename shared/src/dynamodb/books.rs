@@ -50,40 +50,36 @@ impl Books for Store {
         if until.hour() < since.hour() {
             return Ok(Vec::new());
         }
-        let mut day = since.day();
-        while day <= until.day() {
-            for shard in 0..TOUCHED_SHARDS {
-                let mut start = None;
-                loop {
-                    let query = self
-                        .client
-                        .query()
-                        .table_name(&self.tables.tallies)
-                        .index_name("touched")
-                        .key_condition_expression("touched_key = :key AND touched_at BETWEEN :since AND :until")
-                        .expression_attribute_values(":key", text(touched_key(day, shard)))
-                        .expression_attribute_values(":since", text(since.hour().to_string()))
-                        .expression_attribute_values(":until", text(until.hour().to_string()))
-                        .set_exclusive_start_key(start);
-                    let page = query.send().await.map_err(unavailable(WHAT))?;
-                    for item in page.items.unwrap_or_default() {
-                        let key: TouchedKey = from_item(WHAT, item)?;
-                        let (Some(tally_key), Some(hour)) =
-                            (unsharded_key(&key.tally_key), EpochSecs::parse_rfc3339(&key.touched_at))
-                        else {
-                            return Err(Unavailable { what: WHAT, reason: "a key is not of a version we know".to_owned() });
-                        };
-                        let end = key.segment_end.unwrap_or(EpochSecs::new(i64::MAX));
-                        let earliest = touched.entry((key.user_id, tally_key.to_owned())).or_insert((hour, end));
-                        *earliest = (hour.min(earliest.0), end.min(earliest.1));
-                    }
-                    start = page.last_evaluated_key;
-                    if start.is_none() {
-                        break;
-                    }
+        for shard in 0..TOUCHED_SHARDS {
+            let mut start = None;
+            loop {
+                let query = self
+                    .client
+                    .query()
+                    .table_name(&self.tables.tallies)
+                    .index_name("touched")
+                    .key_condition_expression("touched_key = :key AND touched_at BETWEEN :since AND :until")
+                    .expression_attribute_values(":key", text(touched_key(shard)))
+                    .expression_attribute_values(":since", text(since.hour().to_string()))
+                    .expression_attribute_values(":until", text(until.hour().to_string()))
+                    .set_exclusive_start_key(start);
+                let page = query.send().await.map_err(unavailable(WHAT))?;
+                for item in page.items.unwrap_or_default() {
+                    let key: TouchedKey = from_item(WHAT, item)?;
+                    let (Some(tally_key), Some(hour)) =
+                        (unsharded_key(&key.tally_key), EpochSecs::parse_rfc3339(&key.touched_at))
+                    else {
+                        return Err(Unavailable { what: WHAT, reason: "a key is not of a version we know".to_owned() });
+                    };
+                    let end = key.segment_end.unwrap_or(EpochSecs::new(i64::MAX));
+                    let earliest = touched.entry((key.user_id, tally_key.to_owned())).or_insert((hour, end));
+                    *earliest = (hour.min(earliest.0), end.min(earliest.1));
+                }
+                start = page.last_evaluated_key;
+                if start.is_none() {
+                    break;
                 }
             }
-            day = day.next();
         }
         let touched = touched.into_iter();
         Ok(touched.map(|((user_id, tally_key), (hour, segment_end))| Touched { user_id, tally_key, hour, segment_end }).collect())

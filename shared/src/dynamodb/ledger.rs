@@ -205,7 +205,7 @@ impl Store {
             changes.set("billing", billing.map_err(unreadable(WRITE))?);
             // These change at most once an hour, so the index is written at most once an hour and tally. The free tier is
             // never reported and stays out of it.
-            changes.set("touched_key", text(touched_key(now.day(), shard_of(tally.user_id.as_str(), TOUCHED_SHARDS))));
+            changes.set("touched_key", text(touched_key(shard_of(tally.user_id.as_str(), TOUCHED_SHARDS))));
             changes.set("touched_at", text(now.hour().to_string()));
         }
         Update::builder()
@@ -272,9 +272,10 @@ pub(super) fn unsharded_key(sharded: &str) -> Option<&str> {
     sharded.rsplit_once('/').map(|(tally_key, _)| tally_key)
 }
 
-/// The partition key of the index of touched tallies.
-pub(super) fn touched_key(day: UtcDay, shard: u8) -> String {
-    format!("{day}/{shard:02}")
+/// The partition key of the index of touched tallies. Without a day, as its sort key is the hour: any stretch of time is as many
+/// queries.
+pub(super) fn touched_key(shard: u8) -> String {
+    format!("{shard:02}")
 }
 
 #[derive(Deserialize)]

@@ -56,6 +56,9 @@ pub enum Act {
     Notify(usize),
     /// Something happens to a user's subscription.
     Life(usize, Life),
+    /// One thing after the other happens to a user's subscription, so soon that two sync functions look at it at the same time, the
+    /// second one also at what the first is working on; between the two so many milliseconds pass.
+    Race(usize, [Life; 2], u64),
     /// Stripe is down for so many seconds.
     Outage(i64),
     /// An operator moves the dead letters back.
@@ -185,7 +188,11 @@ fn step(id: usize, users: usize, lives: bool, chance: &mut Rng) -> Step {
         26..48 => Act::Count(chance.usize(1..10)),
         48..62 => Act::Report([0, 0, 0, 30, 280][chance.usize(..5)]),
         62..70 => Act::Sync(chance.usize(1..6)),
-        70..79 if lives && chance.u8(..8) > 0 => Act::Life(user, life(chance)),
+        70..79 if lives => match chance.u8(..8) {
+            0 => Act::Wait,
+            1..3 => race(user, chance),
+            _ => Act::Life(user, life(chance)),
+        },
         79..82 => Act::Sweep,
         82..86 => Act::Notify(chance.usize(1..6)),
         86..88 => Act::Outage([60, 3_600, 80_000, 200_000][chance.usize(..4)]),
@@ -231,4 +238,9 @@ fn life(chance: &mut Rng) -> Life {
         6..8 => Life::Switch(["pro", "team"][chance.usize(..2)]),
         _ => Life::Cancel(chance.bool()),
     }
+}
+
+fn race(user: usize, chance: &mut Rng) -> Act {
+    let most_ms = [60, 60, 3_000][chance.usize(..3)];
+    Act::Race(user, [life(chance), life(chance)], chance.u64(..most_ms))
 }

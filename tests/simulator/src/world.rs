@@ -205,17 +205,23 @@ impl World {
             Act::Sweep => self.sweep(weather, Some(step.id)),
             Act::Notify(most) => self.notify(*most, weather, Some(step.id)),
             Act::Life(user, life) => {
-                let user = USERS[*user];
-                let events = match life {
-                    Life::Subscribe(plan) => self.stripe.subscribe(user, plan, self.period_secs),
-                    Life::Fail => self.stripe.fail(user),
-                    Life::Pay => self.stripe.pay(user),
-                    Life::Switch(plan) => self.stripe.switch(user, plan),
-                    Life::Cancel(at_once) => self.stripe.cancel(user, *at_once),
-                };
                 let mut chance = Rng::with_seed(step.weather.seed);
-                for event in events {
+                for event in self.happens(*user, *life) {
                     self.deliver_by_chance(&event, &mut chance);
+                }
+            }
+            Act::Race(user, lives, between_ms) => {
+                for (place, life) in lives.iter().enumerate() {
+                    for event in self.happens(*user, *life) {
+                        self.deliver(&event);
+                    }
+                    let is_last = place + 1 == lives.len();
+                    // Of two invocations one is disturbed, so that a call of this step is one call.
+                    let weather = if is_last { weather.clone() } else { Weather { permille: 0, ..weather.clone() } };
+                    self.look(10, weather, is_last.then_some(step.id), true);
+                    if !is_last {
+                        sleep(Duration::from_millis(*between_ms)).await;
+                    }
                 }
             }
             Act::Outage(secs) => self.stripe.go_down(*secs),
@@ -233,6 +239,18 @@ impl World {
                 }
             }
             Act::Wait => {}
+        }
+    }
+
+    /// Something happens to a user's subscription; the events that tell of it.
+    fn happens(&self, user: usize, life: Life) -> Vec<Event> {
+        let user = USERS[user];
+        match life {
+            Life::Subscribe(plan) => self.stripe.subscribe(user, plan, self.period_secs),
+            Life::Fail => self.stripe.fail(user),
+            Life::Pay => self.stripe.pay(user),
+            Life::Switch(plan) => self.stripe.switch(user, plan),
+            Life::Cancel(at_once) => self.stripe.cancel(user, at_once),
         }
     }
 
@@ -271,9 +289,15 @@ impl World {
     }
 
     fn sync(&mut self, most: usize, weather: Weather, step: Option<usize>) {
+        let repeats = weather.permille > 0;
+        self.look(most, weather, step, repeats);
+    }
+
+    /// The sync function is given a batch; with repeats also of what another one has.
+    fn look(&mut self, most: usize, weather: Weather, step: Option<usize>, repeats: bool) {
         let mut chance = Rng::with_seed(weather.seed);
         let clock = self.clock(&mut chance);
-        let event = self.changes.receive(most, &mut chance, weather.permille > 0);
+        let event = self.changes.receive(most, &mut chance, repeats);
         let store = self.store("sync");
         let sync = Sync {
             stripe: self.stripe.clone(),

@@ -29,4 +29,5 @@ mod stories;
 mod sweeper;
 mod sync;
 mod usage;
+mod versions;
 mod webhook;

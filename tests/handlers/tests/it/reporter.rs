@@ -467,6 +467,18 @@ async fn the_checkpoint_moves_past_hours_whose_tallies_are_settled_or_have_a_due
 }
 
 #[tokio::test]
+async fn a_schedules_event_from_the_future_passes_nothing_that_is_still_to_be_counted() {
+    let bench = bench().await;
+    bench.world.clock.set("2026-11-22T15:10:00Z");
+    let ahead = bench.reporter.run(at("2026-11-22T23:10:00Z"), None, &invocation(&bench.world, "inv")).await.unwrap();
+    assert_eq!((ahead.delivered, bench.settled_through().await.as_str()), (3, "2026-11-22T14:00:00Z"));
+    // A call of now: in an hour that the event's moment has long passed.
+    bench.world.clock.set("2026-11-22T16:20:00Z");
+    count(&bench.world, "now", &[call_at_now(&bench.world, "req_now")]).await;
+    assert_eq!((bench.run().await.delivered, bench.metered()[0]), (3, 4));
+}
+
+#[tokio::test]
 async fn new_usage_in_a_tally_of_a_settled_hour_is_found() {
     let bench = bench().await;
     bench.run().await;
