@@ -153,7 +153,7 @@ where
             report::adopt(books.iter_mut().map(|(tally, book)| (&*tally, book)), &meter.id, all);
         }
         for (tally, book) in books {
-            book.first_confirmed_at.get_or_insert(self.clock.now());
+            book.first_sent_at.get_or_insert(self.clock.now());
             book.confirmed_at = Some(self.clock.now());
             book.due_at = Some(shift.now);
             if self.books.save(&tally.user_id, &tally.tally_key, book).await? == Commit::LostRace {

@@ -281,9 +281,7 @@ where
         for (meter, fate) in &fates {
             report::settle(book, meter, *fate);
             if *fate == Fate::Delivered {
-                let now = self.clock.now();
-                book.first_confirmed_at.get_or_insert(now);
-                book.confirmed_at = Some(now);
+                book.confirmed_at = Some(self.clock.now());
             }
         }
         self.books.save(&tally.user_id, &tally.tally_key, book).await
@@ -301,7 +299,7 @@ where
         let mut fates = Vec::new();
         for (meter, intent) in overdue {
             let fate = if report::can_be_decided(book, &meter, &intent, self.clock.now())
-                && self.is_alone_in(tally, billing, intent.minute).await?
+                && self.is_alone_in(tally, billing, &meter, intent.minute).await?
                 && shift.may_call(&self.clock).await
             {
                 self.decide_one(shift, tally, &meter, &intent).await?
@@ -336,8 +334,15 @@ where
         }
     }
 
-    /// Whether no other book of the customer's day can have reported in this minute, so that its summary speaks of one alone.
-    async fn is_alone_in(&self, tally: &Tally, billing: &Billing, minute: EpochSecs) -> Result<bool, Unavailable> {
+    /// Whether no other book of the customer's day can have reported of this meter in this minute, so that its summary speaks of one
+    /// alone.
+    async fn is_alone_in(
+        &self,
+        tally: &Tally,
+        billing: &Billing,
+        meter: &MeterId,
+        minute: EpochSecs,
+    ) -> Result<bool, Unavailable> {
         for key in self.books.book_keys(&tally.user_id, tally.day, tally.day).await? {
             if key == tally.tally_key {
                 continue;
@@ -345,7 +350,9 @@ where
             let book = self.books.book(&tally.user_id, &key).await?;
             let other = self.billed_tally(&tally.user_id, &key, &book).await?;
             let is_apart = other.is_some_and(|(_, other)| {
-                other.customer_id != billing.customer_id || !(other.segment_start..other.segment_end).contains(&minute)
+                other.customer_id != billing.customer_id
+                    || !(other.segment_start..other.segment_end).contains(&minute)
+                    || report::is_silent_in(&book, meter, minute, billing.clock_offset_secs)
             });
             if !is_apart {
                 return Ok(false);

@@ -55,12 +55,17 @@ pub struct Rejections {
     pub last_at: EpochSecs,
 }
 
-/// Whether what Stripe threw away may be of this book. Stripe's word names samples only, so whatever was confirmed in the time
-/// before it may be meant.
+/// Whether what Stripe threw away may be of this book. Stripe's word names samples only, so whatever it may have taken in the time
+/// before it may be meant: from when the first of it was sent until it was last confirmed, or until now if the fate of something is
+/// unknown.
 #[must_use]
 pub fn may_be_rejected(book: &Book, rejections: &Rejections) -> bool {
-    let (Some(first), Some(last)) = (book.first_confirmed_at.or(book.confirmed_at), book.confirmed_at) else { return false };
-    first <= rejections.last_at.plus_secs(CLOCKS_DIFFER_SECS) && last >= rejections.first_at.plus_secs(-REJECTED_WITHIN_SECS)
+    let under_way = book.meters.values().filter_map(|entry| entry.intent.as_ref()).map(|intent| intent.first_attempt_at).min();
+    let confirmed = book.first_sent_at.or(book.confirmed_at);
+    let Some(first) = confirmed.into_iter().chain(under_way).min() else { return false };
+    let is_recent = |last: EpochSecs| last >= rejections.first_at.plus_secs(-REJECTED_WITHIN_SECS);
+    let may_be_last = under_way.is_some() || book.confirmed_at.is_some_and(is_recent);
+    first <= rejections.last_at.plus_secs(CLOCKS_DIFFER_SECS) && may_be_last
 }
 
 /// What a comparison comes to.
@@ -113,6 +118,7 @@ mod tests {
     use crate::domain::{
         account::tests::subscribed,
         id::MeterId,
+        price_list::PriceList,
         report::{self, MeterBook},
         time::UtcDay,
     };
@@ -169,10 +175,10 @@ mod tests {
     }
 
     #[test]
-    fn whatever_was_confirmed_in_the_day_before_stripes_word_may_be_meant() {
+    fn whatever_was_sent_and_confirmed_in_the_day_before_stripes_word_may_be_meant() {
         let rejections = |first, last| Rejections { first_at: at(first), last_at: at(last) };
         let book = Book {
-            first_confirmed_at: Some(at("2026-11-21T08:00:00Z")),
+            first_sent_at: Some(at("2026-11-21T08:00:00Z")),
             confirmed_at: Some(at("2026-11-21T20:00:00Z")),
             ..Book::default()
         };
@@ -186,7 +192,19 @@ mod tests {
         ] {
             assert_eq!(may_be_rejected(&book, &rejections(first, last)), expected, "{first} {last}");
         }
-        assert!(!may_be_rejected(&Book::default(), &rejections("2026-11-21T10:00:00Z", "2026-11-21T10:00:00Z")));
+        let word = |moment| rejections(moment, moment);
+        assert!(!may_be_rejected(&Book::default(), &word("2026-11-21T10:00:00Z")));
+        // Of unknown fate since eight o'clock, and nothing was ever confirmed.
+        let mut under_way = Book::default();
+        let mut tally = tally("2026-11-21");
+        tally.counted.insert(MeterId::new("requests").unwrap(), 12);
+        let sent_at = at("2026-11-21T08:00:00Z");
+        assert!(report::intend(&tally, &mut under_way, &PriceList::shipped().unwrap(), sent_at, sent_at, || "id".to_owned()));
+        assert!(
+            may_be_rejected(&under_way, &word("2026-11-21T07:55:00Z"))
+                && may_be_rejected(&under_way, &word("2026-11-25T00:00:00Z"))
+        );
+        assert!(!may_be_rejected(&under_way, &word("2026-11-21T07:54:59Z")));
     }
 
     #[test]

@@ -83,9 +83,9 @@ pub struct Book {
     /// When a report that was under way before was last sent again, by our own clock.
     #[serde(default)]
     pub resent_at: Option<EpochSecs>,
-    /// When something was first confirmed, by our own clock.
+    /// When the earliest of what was confirmed was first sent, by our own clock: Stripe may have taken it long before we knew.
     #[serde(default)]
-    pub first_confirmed_at: Option<EpochSecs>,
+    pub first_sent_at: Option<EpochSecs>,
     /// When something was last confirmed, by our own clock.
     #[serde(default)]
     pub confirmed_at: Option<EpochSecs>,
@@ -334,6 +334,21 @@ pub fn can_be_decided(book: &Book, meter: &MeterId, intent: &Intent, now: EpochS
     now.secs_since(last_attempt_at) >= SUMMARY_SETTLES_SECS && !book.undecidable.contains(meter)
 }
 
+/// Whether nothing that this book reported of a meter can lie in a minute. Nothing is under way, and either all of it was confirmed in
+/// one other minute, or the last of it before a report could carry that minute, which is never more than one ahead of the customer's
+/// clock. That clock is a `clock_offset_secs` ahead of ours on a test clock, of which nobody knows what it was then.
+#[must_use]
+pub fn is_silent_in(book: &Book, meter: &MeterId, minute: EpochSecs, clock_offset_secs: i64) -> bool {
+    // After a restore nobody knows what a book had reported.
+    if book.undecidable.contains(meter) {
+        return false;
+    }
+    let Some(entry) = book.meters.get(meter) else { return true };
+    let was_over = |at: EpochSecs| clock_offset_secs == 0 && at.plus_secs(2 * MINUTE_SECS) < minute;
+    let is_all_in_another = entry.reported == entry.confirmed_in_last_minute && entry.last_minute != Some(minute);
+    entry.intent.is_none() && (is_all_in_another || book.confirmed_at.is_some_and(was_over))
+}
+
 /// What became of an overdue report, by what Stripe's meter has in its minute. Anything but the two sums it can be leaves it
 /// to a person.
 #[must_use]
@@ -421,6 +436,8 @@ pub fn settle(book: &mut Book, meter: &MeterId, fate: Fate) {
             entry.reported = entry.reported.saturating_add(intent.quantity);
             entry.last_minute = Some(intent.minute);
             entry.confirmed_in_last_minute = intent.confirmed_before.saturating_add(intent.quantity);
+            let sent_at = intent.first_attempt_at;
+            book.first_sent_at = Some(book.first_sent_at.map_or(sent_at, |first| first.min(sent_at)));
         }
         Fate::Refused => entry.quarantined = entry.quarantined.saturating_add(intent.quantity),
         Fate::Lost | Fate::Unknown => {}
@@ -475,6 +492,41 @@ mod tests {
 
     fn at(text: &str) -> EpochSecs {
         EpochSecs::parse_rfc3339(text).unwrap()
+    }
+
+    #[test]
+    fn a_book_is_silent_in_a_minute_that_none_of_its_reports_can_carry() {
+        let (requests, minute) = (MeterId::new("requests").unwrap(), at("2026-11-22T12:00:00Z"));
+        let book = |entry: MeterBook, confirmed_at: &str| Book {
+            meters: [(requests.clone(), entry)].into(),
+            confirmed_at: Some(at(confirmed_at)),
+            ..Book::default()
+        };
+        let entry = |last_minute: &str, reported: u64| MeterBook {
+            reported,
+            last_minute: Some(at(last_minute)),
+            confirmed_in_last_minute: 2,
+            ..MeterBook::default()
+        };
+        let is_silent = |book: &Book| is_silent_in(book, &requests, minute, 0);
+        assert!(
+            is_silent(&Book::default()) && is_silent(&book(MeterBook::default(), "2026-11-22T12:00:30Z")),
+            "it reported nothing"
+        );
+        assert!(is_silent(&book(entry("2026-11-22T12:05:00Z", 2), "2026-11-22T12:05:01Z")), "all of it in another minute");
+        assert!(!is_silent(&book(entry("2026-11-22T12:00:00Z", 2), "2026-11-22T12:00:01Z")), "in this one");
+        let several = entry("2026-11-22T11:50:00Z", 3);
+        assert!(is_silent(&book(several.clone(), "2026-11-22T11:57:59Z")), "that minute was not to come for a while");
+        assert!(!is_silent(&book(several.clone(), "2026-11-22T11:58:00Z")), "a report's minute may be the next one");
+        assert!(!is_silent_in(&book(several.clone(), "2026-11-22T11:57:59Z"), &requests, minute, 60), "a test clock's differ");
+        let mut restored = book(several.clone(), "2026-11-22T10:00:00Z");
+        restored.undecidable.insert(requests.clone());
+        assert!(!is_silent(&restored), "after a restore");
+        let mut fixed = tally("2026-11-22", ("2026-11-10T00:00:00Z", "2026-12-10T00:00:00Z"), 5);
+        fixed.billing.as_mut().unwrap().clock_offset_secs = 0;
+        let mut under_way = book(entry("2026-11-22T11:50:00Z", 2), "2026-11-22T10:00:00Z");
+        assert!(intend(&fixed, &mut under_way, &PriceList::shipped().unwrap(), minute, minute, || "id".to_owned()));
+        assert!(!is_silent(&under_way), "something is under way");
     }
 
     fn tally(day: &str, segment: (&str, &str), requests: u64) -> Tally {

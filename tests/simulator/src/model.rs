@@ -460,6 +460,7 @@ impl Model {
         let open: Vec<String> = billed
             .iter()
             .filter(|(key, quantity)| settled.get(*key) != Some(quantity))
+            .filter(|((user, meter), _)| !is_left_to_a_person(engine, stripe, user, meter))
             .map(|((user, meter), quantity)| {
                 let settled = settled.get(&(user.clone(), *meter)).copied().unwrap_or(0);
                 format!("{quantity} {meter} of {user} were counted, {settled} are reported, rejected or in the quarantine")
@@ -478,7 +479,7 @@ impl Model {
             let Some(account) = accounts.iter().find(|account| text(account, "user_id") == customer.user) else {
                 return Err(format!("G2: {} has no account", customer.user));
             };
-            let Some(last) = customer.subscriptions.last() else { continue };
+            let Some(last) = customer.counts(now) else { continue };
             let Some(AttributeValue::M(kept)) = account.get("subscription") else {
                 return Err(format!("G2: {} has no subscription, and Stripe has {last:?}", customer.user));
             };
@@ -517,10 +518,42 @@ impl Model {
     }
 }
 
+/// Whether what became of a report cannot be told by what its minute holds, so that it stays seen as unsettled: Stripe threw away
+/// others of its meter in its minute, or another book of the day may have reported in it.
+fn is_left_to_a_person(engine: &Engine, stripe: &Stripe, user: &str, meter: &str) -> bool {
+    let taken = stripe.taken();
+    let books = engine.items("books");
+    let of_user = || books.iter().filter(|book| text(book, "user_id") == user);
+    of_user().any(|book| {
+        let Some(AttributeValue::M(intent)) = entry(book, meter).and_then(|entry| entry.get("intent")) else { return false };
+        let minute = number(intent, "minute");
+        let was_thrown_away = taken.iter().any(|taken| {
+            let report = &taken.report;
+            let is_same = report.customer.as_str() == customer_of(user) && report.event_name == meter;
+            taken.is_thrown_away && is_same && report.minute.as_secs() == minute
+        });
+        let day = |book: &Item| text(book, "book_key").get(..10).map(str::to_owned);
+        let may_be_anothers = of_user().filter(|other| day(other) == day(book) && *other != book).any(|other| {
+            entry(other, meter).is_some_and(|entry| {
+                let is_in_one = number(entry, "reported") == number(entry, "confirmed_in_last_minute");
+                matches!(entry.get("intent"), Some(AttributeValue::M(_))) || !is_in_one || number(entry, "last_minute") == minute
+            })
+        });
+        was_thrown_away || may_be_anothers
+    })
+}
+
+/// What a book says of a meter.
+fn entry<'a>(book: &'a Item, meter: &str) -> Option<&'a Item> {
+    let Some(AttributeValue::M(meters)) = book.get("meters") else { return None };
+    let Some(AttributeValue::M(entry)) = meters.get(meter) else { return None };
+    Some(entry)
+}
+
 impl Model {
-    /// Since when the newest subscription's open invoice is overdue, as the account says. That it is right is checked on its own.
-    pub(crate) fn grace_since(&self, engine: &Engine, customer: &Customer) -> Option<i64> {
-        let (invoice, ..) = customer.subscriptions.last()?.overdue.as_ref()?;
+    /// Since when the open invoice of the subscription that counts is overdue, as the account says. That it is right is checked on its own.
+    pub(crate) fn grace_since(&self, engine: &Engine, customer: &Customer, now: i64) -> Option<i64> {
+        let (invoice, ..) = customer.counts(now)?.overdue.as_ref()?;
         let accounts = engine.items("accounts");
         let account = accounts.iter().find(|account| text(account, "user_id") == customer.user)?;
         let Some(AttributeValue::M(overdue)) = account.get("overdue") else { return None };

@@ -160,9 +160,10 @@ impl Stripe {
     /// What it tells of by itself now.
     pub(crate) fn tell(&self) -> Vec<Event> {
         let now = self.hub.now_secs();
-        let to_be_told = &mut self.inner.borrow_mut().to_be_told;
-        let (due, later) = std::mem::take(to_be_told).into_iter().partition(|(at, _)| *at <= now);
-        *to_be_told = later;
+        let mut inner = self.inner.borrow_mut();
+        inner.settle(now);
+        let (due, later) = std::mem::take(&mut inner.to_be_told).into_iter().partition(|(at, _)| *at <= now);
+        inner.to_be_told = later;
         let due: Vec<(i64, Event)> = due;
         due.into_iter().map(|(_, event)| event).collect()
     }
@@ -218,6 +219,7 @@ impl Stripe {
     fn change(
         &self,
         user: &str,
+        which: impl FnOnce(&mut Customer) -> Option<&mut Subscription>,
         change: impl FnOnce(&mut Subscription, i64) -> Vec<(&'static str, Option<String>)>,
     ) -> Vec<Event> {
         let now = self.hub.now_secs();
@@ -225,14 +227,14 @@ impl Stripe {
         inner.settle(now);
         let Some(customer) = inner.customers.values_mut().find(|customer| customer.user == user) else { return Vec::new() };
         let id = customer.id.clone();
-        let Some(last) = customer.subscriptions.last_mut() else { return Vec::new() };
-        let told = change(last, now);
+        let Some(subscription) = which(customer) else { return Vec::new() };
+        let told = change(subscription, now);
         told.into_iter().map(|(kind, invoice)| inner.event(now, kind, &id, invoice)).collect()
     }
 
     /// The payment of the open invoice fails, of a new one if there is none.
     pub(crate) fn fail(&self, user: &str) -> Vec<Event> {
-        self.change(user, |subscription, now| {
+        self.change(user, Customer::newest, |subscription, now| {
             if subscription.ended.is_some() {
                 return Vec::new();
             }
@@ -254,9 +256,10 @@ impl Stripe {
 
     /// The overdue invoice is paid.
     pub(crate) fn pay(&self, user: &str) -> Vec<Event> {
-        self.change(user, |subscription, now| {
+        self.change(user, Customer::indebted, |subscription, now| {
             let Some((invoice, created, _)) = subscription.overdue.take() else { return Vec::new() };
-            if subscription.ended.is_some() {
+            // Within one second nobody can tell whether the payment or the end came first.
+            if subscription.ended.is_some_and(|ended| ended < now) {
                 let paid_until = subscription.period(created).1;
                 subscription.late_payments.push((now, paid_until));
             }
@@ -266,7 +269,7 @@ impl Stripe {
 
     /// Changes to another plan in the middle of a period.
     pub(crate) fn switch(&self, user: &str, plan: &'static str) -> Vec<Event> {
-        self.change(user, |subscription, now| {
+        self.change(user, Customer::newest, |subscription, now| {
             if subscription.ended.is_some() || subscription.plans.last().is_some_and(|(_, last)| *last == plan) {
                 return Vec::new();
             }
@@ -277,7 +280,7 @@ impl Stripe {
 
     /// Ends now, or with the period.
     pub(crate) fn cancel(&self, user: &str, at_once: bool) -> Vec<Event> {
-        self.change(user, |subscription, now| {
+        self.change(user, Customer::newest, |subscription, now| {
             if subscription.ended.is_some() {
                 return Vec::new();
             }
@@ -334,10 +337,18 @@ fn refused(code: &str) -> StripeError {
 impl Inner {
     /// What time alone does: announced cancellations come about.
     fn settle(&mut self, now: i64) {
-        for subscription in self.customers.values_mut().flat_map(|customer| &mut customer.subscriptions) {
-            if let Some(at) = subscription.cancel_at.filter(|at| *at <= now && subscription.ended.is_none()) {
-                subscription.ended = Some(at);
+        let mut over = Vec::new();
+        for customer in self.customers.values_mut() {
+            for subscription in &mut customer.subscriptions {
+                if let Some(at) = subscription.cancel_at.filter(|at| *at <= now && subscription.ended.is_none()) {
+                    subscription.ended = Some(at);
+                    over.push((at, customer.id.clone()));
+                }
             }
+        }
+        for (at, customer) in over {
+            let event = self.event(at, "customer.subscription.deleted", &customer, None);
+            self.to_be_told.push((at, event));
         }
     }
 
@@ -414,12 +425,33 @@ impl Inner {
             subscriptions: customer.subscriptions.iter().map(subscription).collect(),
             open_invoices: customer.subscriptions.iter().filter_map(open).collect(),
             checkout_users: Vec::new(),
-            paid_invoices: customer.subscriptions.last().map(paid).unwrap_or_default(),
+            paid_invoices: customer.subscriptions.iter().flat_map(paid).collect(),
         }
     }
 }
 
 impl Customer {
+    /// The subscription that counts: one that goes on; of those that are over the newest that owes, then one that was paid late for
+    /// a time that is not over, then the newest.
+    #[must_use]
+    pub(crate) fn counts(&self, now: i64) -> Option<&Subscription> {
+        let newest = self.subscriptions.last().filter(|newest| newest.ended.is_none());
+        let over = || self.subscriptions.iter().rev();
+        newest
+            .or_else(|| over().find(|one| one.overdue.is_some()))
+            .or_else(|| over().find(|one| one.late_payments.iter().any(|(_, until)| now < *until)))
+            .or_else(|| over().next())
+    }
+
+    fn newest(&mut self) -> Option<&mut Subscription> {
+        self.subscriptions.last_mut()
+    }
+
+    /// The newest that owes something.
+    fn indebted(&mut self) -> Option<&mut Subscription> {
+        self.subscriptions.iter_mut().rev().find(|one| one.overdue.is_some())
+    }
+
     /// Its address: not every customer has one.
     #[must_use]
     pub(crate) fn address(&self) -> Option<String> {

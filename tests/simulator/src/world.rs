@@ -167,7 +167,7 @@ impl World {
             self.hub.note(&step.to_string());
             self.act(step).await;
             sleep(Duration::from_millis(step.then_ms)).await;
-            self.hear_of_what_was_thrown_away();
+            self.hear(Some(&mut Rng::with_seed(step.weather.seed ^ 3)));
             self.model.check(&self.engine, &self.stripe, &self.outside)?;
         }
         self.rest().await
@@ -433,11 +433,17 @@ impl World {
         put_hint(&self.changes, event, false);
     }
 
-    /// Stripe tells what it threw away.
-    fn hear_of_what_was_thrown_away(&mut self) {
+    /// Stripe tells by itself: that it threw usage away, and that a subscription ended as announced, this by chance if there is one.
+    fn hear(&mut self, mut chance: Option<&mut Rng>) {
         for event in self.stripe.tell() {
-            self.hub.count("usage thrown away");
-            self.deliver(&event);
+            if event.customer.is_empty() {
+                self.hub.count("usage thrown away");
+                self.deliver(&event);
+            } else if let Some(chance) = &mut chance {
+                self.deliver_by_chance(&event, chance);
+            } else {
+                self.deliver(&event);
+            }
         }
     }
 
@@ -485,6 +491,7 @@ impl World {
         for round in 0..60 {
             self.usage_queue.redrive();
             self.changes.redrive();
+            self.hear(None);
             if self.usage_queue.is_empty() && self.changes.is_empty() {
                 break;
             }
@@ -506,7 +513,7 @@ impl World {
         let mut unsettled = String::new();
         for wait_secs in [60, 960, 4_000, 78_000, 4_000, 90_000, 4_000, 4_000, 90_000, 4_000] {
             sleep(Duration::from_secs(wait_secs)).await;
-            self.hear_of_what_was_thrown_away();
+            self.hear(None);
             self.sync(10, Weather::calm(), None);
             self.come_to_an_end().await?;
             self.report(0, Weather::calm(), None);
@@ -538,10 +545,10 @@ impl World {
         self.model.check_notices_at_rest(&self.engine, &self.outside)?;
         let (has_free_tier, now) = (self.prices.free_plan().is_some(), self.hub.now_secs());
         for customer in self.stripe.customers() {
-            let since = self.model.grace_since(&self.engine, &customer);
+            let since = self.model.grace_since(&self.engine, &customer, now);
             // What is owed of a subscription that is over is told by its invoice only.
-            if since.is_none() || customer.subscriptions.last().is_some_and(|last| last.ended.is_none()) {
-                let (state, _) = expected_state(&customer, since, has_free_tier, now);
+            if since.is_none() || customer.counts(now).is_some_and(|last| last.ended.is_none()) {
+                let (state, _) = expected_state(&customer, since, has_free_tier, (now, now));
                 self.model.check_last_told(&self.engine, &customer.user, state)?;
             }
         }
@@ -555,7 +562,7 @@ impl World {
         for customer in self.stripe.customers() {
             let user = UserId::new(&*customer.user).expect("an id");
             let account = accounts.account(&user).await.map_err(|error| format!("G7: {error}"))?;
-            let since = self.model.grace_since(&self.engine, &customer);
+            let since = self.model.grace_since(&self.engine, &customer, now);
             let deadline = since.map(|since| since + GRACE_SECS);
             let moments =
                 [Some(now), deadline.map(|deadline| deadline - 1), deadline, deadline.map(|deadline| deadline + 90_000)];
@@ -563,7 +570,7 @@ impl World {
                 let shown = standing(account.as_ref(), &self.prices, EpochSecs::new(at));
                 let shown =
                     (serde_json::to_value(shown.state).expect("a state is text"), shown.access_until.map(EpochSecs::as_secs));
-                let expected = expected_state(&customer, since, self.prices.free_plan().is_some(), at);
+                let expected = expected_state(&customer, since, self.prices.free_plan().is_some(), (now, at));
                 if shown.0 != expected.0 || expected.1.is_some_and(|until| shown.1 != Some(until)) {
                     return Err(format!("G7: at {at} {user} is {shown:?}, not {expected:?}; at Stripe {customer:?}"));
                 }
@@ -581,9 +588,14 @@ impl World {
 }
 
 /// The state that a user has, and until when, by the contract's table in a few plain rules.
-fn expected_state(customer: &Customer, since: Option<i64>, has_free_tier: bool, at: i64) -> (&'static str, Option<i64>) {
+fn expected_state(
+    customer: &Customer,
+    since: Option<i64>,
+    has_free_tier: bool,
+    (now, at): (i64, i64),
+) -> (&'static str, Option<i64>) {
     let ended = if has_free_tier { "free" } else { "ended" };
-    let Some(last) = customer.subscriptions.last() else { return (if has_free_tier { "free" } else { "none" }, None) };
+    let Some(last) = customer.counts(now) else { return (if has_free_tier { "free" } else { "none" }, None) };
     let in_grace = |since: i64| if at < since + GRACE_SECS { ("grace", Some(since + GRACE_SECS)) } else { ("ended", None) };
     if let Some(since) = since {
         return in_grace(since);

@@ -123,7 +123,7 @@ async fn what_is_counted_is_reported_once_per_meter_and_a_second_run_reports_not
     assert_eq!(bench.run().await, Run { tallies: 1, ..Run::default() });
     assert_eq!(bench.world.meters.attempts().len(), 3);
     expect![[r#"
-        {"book_key":"2026-11-22/6:billed/7:sub_Ada/10:1794268800/16:7fb1b4d849779f3c","confirmed_at":1795348800,"due_at":1795399200,"due_shard":"00","first_confirmed_at":1795348800,"is_suspect":false,"meters":{"requests":{"confirmed_in_last_minute":3,"intent":null,"last_minute":1795348800,"quarantined":0,"reported":3},"tokens_in":{"confirmed_in_last_minute":2436,"intent":null,"last_minute":1795348800,"quarantined":0,"reported":2436},"tokens_out":{"confirmed_in_last_minute":720,"intent":null,"last_minute":1795348800,"quarantined":0,"reported":720}},"user_id":"ada","version":2}
+        {"book_key":"2026-11-22/6:billed/7:sub_Ada/10:1794268800/16:7fb1b4d849779f3c","confirmed_at":1795348800,"due_at":1795399200,"due_shard":"00","first_sent_at":1795348800,"is_suspect":false,"meters":{"requests":{"confirmed_in_last_minute":3,"intent":null,"last_minute":1795348800,"quarantined":0,"reported":3},"tokens_in":{"confirmed_in_last_minute":2436,"intent":null,"last_minute":1795348800,"quarantined":0,"reported":2436},"tokens_out":{"confirmed_in_last_minute":720,"intent":null,"last_minute":1795348800,"quarantined":0,"reported":720}},"user_id":"ada","version":2}
         2026-11-22T11:00:00Z"#]].assert_eq(&format!("{}\n{}", bench.book().await, bench.settled_through().await));
 }
 
@@ -319,6 +319,26 @@ async fn what_a_minute_does_not_tell_is_left_to_a_person() {
     let (key, mut book) = (format!("2026-11-22/{}", "other"), Book::default());
     other.world.store().save(&user("ada"), &key, &mut book).await.unwrap();
     assert_eq!(other.run().await.overdue, 3);
+}
+
+/// Found by the simulator: a subscription that followed another one on the same day had its report of unknown fate left to a person,
+/// for the first one's usage was counted when nobody knew that it would end so soon.
+#[tokio::test]
+async fn another_book_of_the_day_that_was_silent_in_the_minute_leaves_the_report_to_be_decided() {
+    let bench = bench().await;
+    bench.run().await;
+    bench.world.clock.set("2026-11-22T13:00:00Z");
+    let mut facts = cancelled_subscription(subscriber("cus_Ada", "ada", "2026-11-10T00:00:00Z"), "2026-11-22T13:00:00Z");
+    let next = subscriber("cus_Next", "ada", "2026-11-22T13:00:00Z").subscriptions.remove(0);
+    facts.subscriptions.push(next);
+    commit(&bench.world, "ada", &facts).await;
+    bench.world.clock.set("2026-11-22T13:10:00Z");
+    count(&bench.world, "next", &[call_at_now(&bench.world, "req_next")]).await;
+    bench.world.meters.faults.always("send", Fault::LoseRequest);
+    assert_eq!(bench.run().await.pending, 3);
+    bench.world.meters.faults.clear();
+    bench.world.clock.advance_ms(21 * 3_600_000);
+    assert_eq!((bench.run().await.delivered, bench.metered()), (3, [4, 4 * 812, 4 * 240]));
 }
 
 #[tokio::test]
@@ -978,6 +998,33 @@ async fn what_stripe_took_and_threw_away_is_found_an_hour_later_and_replayed_by_
         bench.world.clock.advance_ms(2 * DAY_SECS * 1000);
         let run = bench.run().await;
         assert_eq!((run.differences, run.rejected), (0, 0), "{run:?}");
+    }
+}
+
+/// Found by the simulator: Stripe took a report, its answer was lost, and Stripe threw it away and said so before it was confirmed.
+#[tokio::test]
+async fn what_stripe_threw_away_before_it_was_confirmed_is_rejected_all_the_same() {
+    // Confirmed when Stripe's word is followed up, or only afterwards.
+    for stays_unknown in [false, true] {
+        let bench = bench().await;
+        bench.world.meters.faults.at("send", 1, Fault::LoseReply);
+        assert_eq!(bench.run().await.pending, 1);
+        bench.world.meters.stray("requests", at("2026-11-22T12:00:00Z"), -3);
+        bench.world.clock.set("2026-11-22T12:20:00Z");
+        bench.world.store().note_meter_error(bench.world.clock.now()).await.unwrap();
+        bench.world.clock.advance_ms(3_600_000);
+        if stays_unknown {
+            bench.world.meters.faults.at("send", bench.world.meters.faults.calls("send") + 1, Fault::LoseReply);
+        }
+        let mut rejected = bench.run().await.rejected;
+        for _ in 0..2 {
+            bench.world.clock.advance_ms(3_600_000);
+            rejected += bench.run().await.rejected;
+        }
+        assert_eq!((rejected, bench.metered()), (1, THREE_CALLS), "{stays_unknown}: one meter, as it was sent once");
+        let book: Book = serde_json::from_value(bench.book().await).unwrap();
+        let requests = MeterId::new("requests").unwrap();
+        assert_eq!(book.totals(&requests), BookTotals { rejected: 3, ..BookTotals::default() });
     }
 }
 
