@@ -156,6 +156,50 @@ mod tests {
         assert_eq!(covered.len(), 12, "a guarantee is one of G1 to G12: {covered:?}");
     }
 
+    /// The table of the page: for each guarantee its guards, and what has to fail without each.
+    fn table(mutations: &[Mutation]) -> String {
+        let mut rows: Vec<(u32, String)> = mutations
+            .iter()
+            .map(|mutation| {
+                let tests: BTreeSet<String> = mutation.fails.iter().map(shown).collect();
+                let tests = tests.into_iter().collect::<Vec<_>>().join(", ");
+                let number = mutation.guarantee.trim_start_matches('G').parse().unwrap();
+                (number, format!("| {} | {} | `{}` | {tests} |", mutation.guarantee, mutation.guard, mutation.name))
+            })
+            .collect();
+        rows.sort();
+        let rows = rows.into_iter().map(|(_, row)| row + "\n").collect::<String>();
+        format!("\n| | guard | taken out by | without it fails |\n|---|---|---|---|\n{rows}")
+    }
+
+    /// A test as the page names it.
+    fn shown(test: &Named) -> String {
+        let (module, name) = test.path.rsplit_once("::").unwrap_or((&test.target, &test.path));
+        let module = module.trim_end_matches("::tests");
+        let of = match (test.package.as_str(), test.target.as_str()) {
+            ("tokentill", "lib") => module.to_owned(),
+            ("handlers", "it") => format!("it::{module}"),
+            (package, _) => format!("{package}::{module}"),
+        };
+        format!("`{of}`: `{name}`")
+    }
+
+    #[test]
+    fn the_guarantees_page_shows_every_guard_that_is_taken_out() {
+        const MARKS: [&str; 2] = ["<!-- mutations: begin -->", "<!-- mutations: end -->"];
+        let root = root();
+        let page = root.join("docs/guarantees.md");
+        let text = fs::read_to_string(&page).unwrap();
+        let (before, rest) = text.split_once(MARKS[0]).unwrap();
+        let (shown, after) = rest.split_once(MARKS[1]).unwrap();
+        let expected = table(&read(&root).unwrap());
+        if std::env::var_os("UPDATE_EXPECT").is_some() {
+            fs::write(&page, format!("{before}{}{expected}{}{after}", MARKS[0], MARKS[1])).unwrap();
+        } else {
+            assert_eq!(shown, expected, "UPDATE_EXPECT=1 cargo test -p mutations writes it");
+        }
+    }
+
     #[test]
     fn a_patch_says_what_it_is_for() {
         let text = "Guarantee: G1\nGuard: a signature\nFails: tokentill lib a::b\nFails: handlers it c::d\n\n--- a/x\n+++ b/x\n";

@@ -283,8 +283,11 @@ impl Broken {
                 let parts = request["TransactItems"].as_array_mut()?;
                 parts.truncate(parts.len().div_ceil(2));
             }
-            Self::Conditions(table) => {
-                let table = json!(format!("tokentill-{table}"));
+            Self::Conditions(tables) => {
+                let is_broken = |write: &Value| {
+                    let table = write["TableName"].as_str().unwrap_or_default();
+                    tables.contains(&table.trim_start_matches("tokentill-"))
+                };
                 let writes: Vec<&mut Value> = match request.get("TransactItems").is_some() {
                     true => {
                         let parts = request["TransactItems"].as_array_mut()?.iter_mut();
@@ -292,7 +295,7 @@ impl Broken {
                     }
                     false => vec![&mut request],
                 };
-                for write in writes.into_iter().filter(|write| write["TableName"] == table) {
+                for write in writes.into_iter().filter(|write| is_broken(write)) {
                     if let Some(Value::String(condition)) = write.get_mut("ConditionExpression") {
                         *condition = format!("({condition}) OR attribute_not_exists(nothing_is_called_so)");
                     }

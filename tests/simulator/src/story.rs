@@ -111,8 +111,8 @@ pub enum Broken {
     Nothing,
     /// Stripe takes a report once more under an identifier that it has taken.
     Identifiers,
-    /// A table's conditions hold, whatever stands in it.
-    Conditions(&'static str),
+    /// These tables' conditions hold, whatever stands in them.
+    Conditions(&'static [&'static str]),
     /// Transactions do only the first half of what they are asked for.
     Transactions,
 }

@@ -128,7 +128,7 @@ impl World {
             names: Numbered::default(),
             prices: prices(story.has_free_tier),
             period_secs: story.period_secs,
-            model: Model::default(),
+            model: Model::of(story),
             running: Vec::new(),
             struck: BTreeMap::new(),
             identifiers: Rc::default(),

@@ -3,17 +3,15 @@
 use std::process::Output;
 use std::time::{Duration, Instant};
 
-use local::{Options, Stack};
+use local::Stack;
 use serde_json::{Value, json};
 use tokio::process::Command;
 
-#[tokio::test]
-async fn the_quarantine_and_the_dead_letters_are_looked_at_and_sent_again() {
-    let _alone = crate::alone().await;
-    let stack = Stack::start(Options { report: false, ..Options::default() }).await.unwrap();
-    quarantine(&stack).await;
-    redrive(&stack).await;
-    stack.shutdown().await.unwrap();
+/// The quarantine and the dead letters are looked at and sent again.
+pub(crate) async fn looks_and_sends_again(stack: &Stack) {
+    build().await;
+    quarantine(stack).await;
+    redrive(stack).await;
 }
 
 /// What cannot be read is listed, explained, corrected in a file, and counted once however often it is retried.
@@ -81,10 +79,18 @@ async fn redrive(stack: &Stack) {
     assert_eq!((requests(stack, "bea").await, &row["user_id"]), (1, &json!("bea")));
 }
 
-/// Runs `cargo till` as the README shows it.
+/// Builds what `cargo till` runs. With the whole workspace's features, so that nothing is compiled anew for it.
+async fn build() {
+    let mut build = Command::new(env!("CARGO"));
+    build.args(["build", "--quiet", "--locked", "--workspace", "--bin", "till"]).current_dir(local::checkout());
+    assert!(build.status().await.unwrap().success());
+}
+
+/// Runs what `cargo till` runs, as the README shows it.
 async fn till(stack: &Stack, arguments: &[&str]) -> Output {
-    Command::new(env!("CARGO"))
-        .args(["run", "--quiet", "--package", "till", "--"])
+    // This test is target/debug/deps/it-….
+    let test = std::env::current_exe().unwrap();
+    Command::new(test.parent().unwrap().with_file_name("till"))
         .args(arguments)
         .current_dir(local::checkout())
         .env("AWS_ENDPOINT_URL", &stack.json().aws_endpoint_url)

@@ -9,6 +9,7 @@ mod producer;
 mod python;
 mod samples;
 mod sizes;
+mod used;
 
 use tokio::sync::{Mutex, MutexGuard};
 

@@ -2,23 +2,20 @@
 
 use std::time::Duration;
 
-use local::{Options, Stack};
+use local::Stack;
 use serde_json::{Value, json};
 use tokio::process::Command;
 
 const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/producer.py");
 const USER: &str = "boto3 \u{1F642}";
 
-#[tokio::test]
-async fn what_a_service_reports_with_boto3_is_counted_once() {
-    let _alone = crate::alone().await;
-    let stack = Stack::start(Options { report: false, ..Options::default() }).await.unwrap();
-    let told = report(&stack).await;
+/// What a service reports with boto3 is counted once. Nothing else was sent to the stack before.
+pub(crate) async fn is_counted_once(stack: &Stack) {
+    let told = report(stack).await;
     // 1,200 requests, and the one that succeeded at its second attempt.
-    let counted = counted(&stack, 1_201).await;
+    let counted = counted(stack, 1_201).await;
     let dead = stack.aws().queue_depth(&format!("{}-dead", stack.json().usage_queue_url)).await.unwrap();
     let quarantined = stack.aws().scan(&stack.table("quarantine").unwrap()).await.unwrap();
-    stack.shutdown().await.unwrap();
     assert_eq!(told, json!({"left": 0, "recorded": 1_203, "dropped": 1}));
     assert_eq!(counted, json!({"requests": 1_201, "tokens_in": 12_010, "tokens_out": 2_402}));
     assert_eq!((dead, quarantined), (0, Vec::new()));

@@ -2,20 +2,17 @@
 
 use std::{path::PathBuf, process::Stdio};
 
-use local::{Options, Stack, checkout, local_folder};
+use local::{Stack, checkout, local_folder};
 use tokio::process::Command;
 
-#[tokio::test]
-async fn a_python_service_is_gated_and_metered_by_the_stack() {
-    let _alone = crate::alone().await;
+/// A Python service is gated and metered by the stack.
+pub(crate) async fn is_gated_and_metered(stack: &Stack) {
     let python = python().await;
-    let stack = Stack::start(Options { report: false, ..Options::default() }).await.unwrap();
     let told = local_folder().join("python-client.json");
     tokio::fs::write(&told, serde_json::to_vec(stack.json()).unwrap()).await.unwrap();
     let mut suite = Command::new(python);
     suite.args(["-m", "pytest", "-m", "stack", "-v"]).current_dir(client()).env("TOKENTILL_STACK", &told);
     let passed = run(suite).await;
-    stack.shutdown().await.unwrap();
     tokio::fs::remove_file(&told).await.unwrap();
     if let Err(told) = passed {
         panic!("{told}");

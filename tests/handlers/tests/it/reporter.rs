@@ -585,8 +585,10 @@ async fn usage_of_a_closed_period_is_carried_once_whatever_breaks() {
 async fn what_is_carried_is_noted_in_both_books_and_they_balance() {
     let bench = bench().await;
     bench.world.clock.set("2026-12-10T12:00:30Z");
+    let before = bench.world.wire.calls("TransactWriteItems");
     let run = bench.run().await;
     assert_eq!((run.carried, run.delivered, run.tallies), (3, 3, 2));
+    assert_eq!(bench.world.wire.calls("TransactWriteItems") - before, 1, "out of one book and into the other at once");
     let requests = MeterId::new("requests").unwrap();
     let books = bench
         .world
