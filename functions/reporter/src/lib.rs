@@ -40,8 +40,10 @@ use crate::pace::Pace;
 const USERS_AT_ONCE: usize = 4;
 /// How far back the first run looks: as far as usage is taken.
 const FIRST_LOOK_BACK_SECS: i64 = 36 * DAY_SECS;
-/// How far back a run looks that follows up usage that Stripe threw away.
+/// How far back a run looks that follows up usage that Stripe threw away, from when it first said so.
 const REJECTIONS_LOOK_BACK_SECS: i64 = 49 * HOUR_SECS;
+/// How long what Stripe said is followed up, if something cannot be looked at.
+const FOLLOWED_FOR_SECS: i64 = 48 * HOUR_SECS;
 /// After so many calls in a row without an answer a run calls Stripe no more.
 const UNANSWERED_CALLS: u32 = 5;
 
@@ -182,9 +184,9 @@ where
         let rejections = self.books.rejections().await?;
         let rejections = rejections.filter(|rejections| now.secs_since(rejections.first_at) >= SUMMARY_SETTLES_SECS);
         let follows_rejections = rejections.is_some();
-        let look_back = if follows_rejections { REJECTIONS_LOOK_BACK_SECS } else { 0 };
         let since = memory.settled_through.unwrap_or_else(|| now.plus_secs(-FIRST_LOOK_BACK_SECS));
-        let mut touched = self.books.touched(since.min(now.plus_secs(-look_back)), now).await?;
+        let looked_at = rejections.as_ref().map_or(since, |said| said.first_at.plus_secs(-REJECTIONS_LOOK_BACK_SECS).min(since));
+        let mut touched = self.books.touched(looked_at, now).await?;
         if !is_full && !follows_rejections {
             touched.retain(|tally| self.is_urgent(tally, memory.ends_through, now));
         }
@@ -250,7 +252,7 @@ where
         }
         if reached_all && !shift.stopped.get() {
             memory.ends_through = Some(shift.now);
-            if let Some(rejections) = &shift.rejections {
+            if let Some(rejections) = shift.rejections.as_ref().filter(|rejections| is_followed(shift, rejections)) {
                 self.books.rejections_followed(rejections.last_at).await?;
             }
         }
@@ -320,6 +322,12 @@ where
         }
         line.write(&self.clock);
     }
+}
+
+/// Whether what Stripe threw away was looked for everywhere. What could not be looked at is looked at again, though not for ever: a
+/// book that can never be read would have every run read all that was counted since.
+fn is_followed(shift: &Shift, rejections: &Rejections) -> bool {
+    shift.run.borrow().errors.is_empty() || shift.now.secs_since(rejections.first_at) >= FOLLOWED_FOR_SECS
 }
 
 impl Shift {

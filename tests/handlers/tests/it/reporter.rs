@@ -1030,6 +1030,23 @@ async fn what_stripe_threw_away_before_it_was_confirmed_is_rejected_all_the_same
     }
 }
 
+/// Found by the simulator: the run that followed Stripe's word up could not read the tally, and no run looked again.
+#[tokio::test]
+async fn what_could_not_be_looked_at_after_stripes_word_is_looked_at_by_the_next_run_for_two_days() {
+    for (hours, rejected) in [(1, 1), (47, 1), (48, 0)] {
+        let bench = thrown_away().await;
+        bench.reporter.books.faults.always("tally", Fault::LoseRequest);
+        for hour in 1..=hours {
+            bench.world.clock.advance_ms(3_600_000);
+            let run = bench.run().await;
+            assert_eq!((run.errors.len(), run.rejected), (1, 0), "hour {hour}");
+        }
+        bench.reporter.books.faults.clear();
+        bench.world.clock.advance_ms(60_000);
+        assert_eq!(bench.run().await.rejected, rejected, "{hours}");
+    }
+}
+
 #[tokio::test]
 async fn after_a_restore_nothing_is_reported_until_stripe_has_what_the_books_say() {
     let bench = bench().await;
