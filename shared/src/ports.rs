@@ -395,6 +395,18 @@ pub trait Books {
     /// # Errors
     /// [`Unavailable`] if it is not certain that they were saved.
     async fn save_both(&self, user_id: &UserId, one: (&str, &mut Book), other: (&str, &mut Book)) -> Result<Commit, Unavailable>;
+
+    /// Saves a book under its version and puts something into the quarantine, both or neither. At most 99 entries.
+    ///
+    /// # Errors
+    /// [`Unavailable`] if it is not certain that both were done.
+    async fn save_and_quarantine(
+        &self,
+        user_id: &UserId,
+        tally_key: &str,
+        book: &mut Book,
+        entries: &[Quarantined],
+    ) -> Result<Commit, Unavailable>;
 }
 
 /// A billed tally that was added to.
@@ -468,6 +480,9 @@ pub struct ReporterMemory {
     /// Why nothing is reported at present, if so.
     #[serde(default)]
     pub hold: Option<Hold>,
+    /// Since when it is followed up that Stripe threw usage away, if not everything could be looked at.
+    #[serde(default)]
+    pub follows_since: Option<EpochSecs>,
 }
 
 /// Nothing is reported: a table was restored, and what Stripe has must be compared first.

@@ -42,7 +42,7 @@ const USERS_AT_ONCE: usize = 4;
 const FIRST_LOOK_BACK_SECS: i64 = 36 * DAY_SECS;
 /// How far back a run looks that follows up usage that Stripe threw away, from when it first said so.
 const REJECTIONS_LOOK_BACK_SECS: i64 = 49 * HOUR_SECS;
-/// How long what Stripe said is followed up, if something cannot be looked at.
+/// How long what Stripe said is followed up, from the first run that does, if something cannot be looked at.
 const FOLLOWED_FOR_SECS: i64 = 48 * HOUR_SECS;
 /// After so many calls in a row without an answer a run calls Stripe no more.
 const UNANSWERED_CALLS: u32 = 5;
@@ -252,7 +252,9 @@ where
         }
         if reached_all && !shift.stopped.get() {
             memory.ends_through = Some(shift.now);
-            if let Some(rejections) = shift.rejections.as_ref().filter(|rejections| is_followed(shift, rejections)) {
+            if let Some(rejections) = &shift.rejections
+                && is_followed(shift, &mut memory)
+            {
                 self.books.rejections_followed(rejections.last_at).await?;
             }
         }
@@ -326,8 +328,13 @@ where
 
 /// Whether what Stripe threw away was looked for everywhere. What could not be looked at is looked at again, though not for ever: a
 /// book that can never be read would have every run read all that was counted since.
-fn is_followed(shift: &Shift, rejections: &Rejections) -> bool {
-    shift.run.borrow().errors.is_empty() || shift.now.secs_since(rejections.first_at) >= FOLLOWED_FOR_SECS
+fn is_followed(shift: &Shift, memory: &mut ReporterMemory) -> bool {
+    let since = memory.follows_since.take().unwrap_or(shift.now);
+    let is_followed = shift.run.borrow().errors.is_empty() || shift.now.secs_since(since) >= FOLLOWED_FOR_SECS;
+    if !is_followed {
+        memory.follows_since = Some(since);
+    }
+    is_followed
 }
 
 impl Shift {

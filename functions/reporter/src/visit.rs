@@ -391,7 +391,8 @@ where
         Ok(commit)
     }
 
-    /// Puts what can be billed in no period into the quarantine.
+    /// Puts what can be billed in no period into the quarantine, in one with the book: where the one was done without the other, and
+    /// there is a period to bill it in by the next run, it would be both billed and in the quarantine.
     async fn set_aside(
         &self,
         shift: &Shift,
@@ -399,10 +400,11 @@ where
         book: &mut Book,
         left: BTreeMap<MeterId, u64>,
     ) -> Result<Commit, Unavailable> {
+        let mut entries = Vec::new();
         for (meter, quantity) in left {
             let set_aside_before = book.meters.get(&meter).map_or(0, |entry| entry.quarantined);
             let input = serde_json::json!({"meter": meter, "quantity": quantity, "tally_key": tally.tally_key});
-            let entry = Quarantined {
+            entries.push(Quarantined {
                 // The same quantity of the same tally is kept once, however often the attempt is repeated.
                 quarantine_id: composite_key(&[
                     "closed",
@@ -418,13 +420,12 @@ where
                 user_id: Some(tally.user_id.to_string()),
                 input: input.to_string(),
                 at_ms: tally.day.start().as_secs().saturating_mul(1000),
-            };
-            self.quarantine.keep(&entry).await?;
+            });
             report::set_aside(book, &meter, quantity);
             let mut run = shift.run.borrow_mut();
             run.refused = run.refused.saturating_add(1);
         }
-        self.books.save(&tally.user_id, &tally.tally_key, book).await
+        self.books.save_and_quarantine(&tally.user_id, &tally.tally_key, book, &entries).await
     }
 
     async fn keep_refused(

@@ -4,14 +4,14 @@ use std::collections::BTreeMap;
 
 use aws_sdk_dynamodb::{
     error::SdkError,
-    types::{AttributeValue, TransactWriteItem},
+    types::{AttributeValue, Put, TransactWriteItem},
 };
 use serde::Deserialize;
 
 use super::{
     Changes, Item, Store, from_item,
     ledger::{TOUCHED_SHARDS, touched_key, unsharded_key},
-    lost_race, number, text, to_item, unavailable, update,
+    lost_race, number, quarantine, text, to_item, unavailable, update,
 };
 use crate::{
     domain::{
@@ -19,7 +19,7 @@ use crate::{
         report::{Book, Tally},
         time::{EpochSecs, UtcDay},
     },
-    ports::{Books, Commit, Reported, Touched, Unavailable},
+    ports::{Books, Commit, Quarantined, Reported, Touched, Unavailable},
 };
 
 const BOOK: &str = "reading a book";
@@ -163,16 +163,26 @@ impl Books for Store {
             let update = update(&self.tables.books, &[key, ("book_key", tally_key)], changes, Some(condition))?;
             items.push(TransactWriteItem::builder().update(update).build());
         }
-        match self.client.transact_write_items().set_transact_items(Some(items)).send().await {
-            Ok(_) => {
-                for book in [one.1, other.1] {
-                    book.version = book.version.saturating_add(1);
-                }
-                Ok(Commit::Done)
-            }
-            Err(SdkError::ServiceError(error)) if lost_race(error.err()) => Ok(Commit::LostRace),
-            Err(error) => Err(unavailable(SAVE)(error)),
+        self.save_all(items, [one.1, other.1]).await
+    }
+
+    async fn save_and_quarantine(
+        &self,
+        user_id: &UserId,
+        tally_key: &str,
+        book: &mut Book,
+        entries: &[Quarantined],
+    ) -> Result<Commit, Unavailable> {
+        let (changes, condition) = changes(user_id, book)?;
+        let key = [("user_id", user_id.as_str()), ("book_key", tally_key)];
+        let update = update(&self.tables.books, &key, changes, Some(condition))?;
+        let mut items = vec![TransactWriteItem::builder().update(update).build()];
+        for entry in entries {
+            let put = Put::builder().table_name(&self.tables.quarantine).set_item(Some(quarantine::item(entry)?)).build();
+            let put = put.map_err(|error| Unavailable { what: SAVE, reason: error.to_string() })?;
+            items.push(TransactWriteItem::builder().put(put).build());
         }
+        self.save_all(items, [book]).await
     }
 }
 
@@ -196,6 +206,24 @@ fn changes(user_id: &UserId, book: &Book) -> Result<(Changes, String), Unavailab
 }
 
 impl Store {
+    /// Writes all of it or nothing; the books' versions grow with it.
+    async fn save_all<const N: usize>(
+        &self,
+        items: Vec<TransactWriteItem>,
+        books: [&mut Book; N],
+    ) -> Result<Commit, Unavailable> {
+        match self.client.transact_write_items().set_transact_items(Some(items)).send().await {
+            Ok(_) => {
+                for book in books {
+                    book.version = book.version.saturating_add(1);
+                }
+                Ok(Commit::Done)
+            }
+            Err(SdkError::ServiceError(error)) if lost_race(error.err()) => Ok(Commit::LostRace),
+            Err(error) => Err(unavailable(SAVE)(error)),
+        }
+    }
+
     async fn query_books(&self, user_id: &UserId, from: UtcDay, to: UtcDay, consistent: bool) -> Result<Vec<Item>, Unavailable> {
         let mut books = Vec::new();
         let mut start = None;

@@ -2,7 +2,7 @@
 
 use futures_util::future::try_join_all;
 
-use super::{Changes, Store, from_item, number, text, to_item, unavailable};
+use super::{Changes, Item, Store, from_item, number, text, to_item, unavailable};
 use crate::{
     domain::{
         id::shard_of,
@@ -13,19 +13,24 @@ use crate::{
 
 /// How many keys a day's entries are spread over.
 const SHARDS: u8 = 16;
+const KEEP: &str = "putting something into quarantine";
 /// How long an entry is kept: as long as the audit by default.
 const KEPT_SECS: i64 = 400 * DAY_SECS;
 
 impl Quarantine for Store {
     async fn keep(&self, entry: &Quarantined) -> Result<(), Unavailable> {
-        const WHAT: &str = "putting something into quarantine";
-        let at = EpochSecs::from_ms(entry.at_ms);
-        let mut item = to_item(WHAT, entry)?;
-        item.insert("day_shard".to_owned(), text(day_shard_of(at.day(), &entry.quarantine_id)));
-        item.insert("expires_at".to_owned(), number(at.plus_secs(KEPT_SECS).as_secs()));
-        let request = self.client.put_item().table_name(&self.tables.quarantine).set_item(Some(item));
-        request.send().await.map(|_| ()).map_err(unavailable(WHAT))
+        let request = self.client.put_item().table_name(&self.tables.quarantine).set_item(Some(item(entry)?));
+        request.send().await.map(|_| ()).map_err(unavailable(KEEP))
     }
+}
+
+/// An entry as it is stored.
+pub(super) fn item(entry: &Quarantined) -> Result<Item, Unavailable> {
+    let at = EpochSecs::from_ms(entry.at_ms);
+    let mut item = to_item(KEEP, entry)?;
+    item.insert("day_shard".to_owned(), text(day_shard_of(at.day(), &entry.quarantine_id)));
+    item.insert("expires_at".to_owned(), number(at.plus_secs(KEPT_SECS).as_secs()));
+    Ok(item)
 }
 
 impl QuarantineEntries for Store {

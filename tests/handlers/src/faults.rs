@@ -332,6 +332,16 @@ impl<P: Books> Books for Faulty<P> {
     async fn save_both(&self, user_id: &UserId, one: (&str, &mut Book), other: (&str, &mut Book)) -> Result<Commit, Unavailable> {
         self.call("save_both", self.port.save_both(user_id, one, other)).await
     }
+
+    async fn save_and_quarantine(
+        &self,
+        user_id: &UserId,
+        tally_key: &str,
+        book: &mut Book,
+        entries: &[Quarantined],
+    ) -> Result<Commit, Unavailable> {
+        self.call("save_and_quarantine", self.port.save_and_quarantine(user_id, tally_key, book, entries)).await
+    }
 }
 
 impl<P: ReporterState> ReporterState for Faulty<P> {

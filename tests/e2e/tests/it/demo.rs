@@ -4,7 +4,7 @@ use local::{Options, Stack, demo};
 
 #[tokio::test]
 async fn every_row_of_the_demo_month_is_as_expected_and_every_sample_event_invokes_its_function() {
-    let _alone = crate::alone().await;
+    let _turn = crate::turn().await;
     let stack = Stack::start(Options::default()).await.unwrap();
     let table = demo::play(&stack).await.unwrap();
     println!("{table}");

@@ -30,7 +30,7 @@ const CACHED: Duration = Duration::from_secs(20);
 
 #[tokio::test]
 async fn every_grant_is_needed() {
-    let _alone = crate::alone().await;
+    let _turn = crate::turn().await;
     let options = Options { report: false, ..Options::default() };
     let log = options.folder.join("ministack.log");
     let stack = Stack::start(options).await.unwrap();

@@ -11,10 +11,17 @@ mod samples;
 mod sizes;
 mod used;
 
-use tokio::sync::{Mutex, MutexGuard};
+use tokio::sync::{Semaphore, SemaphorePermit};
 
-/// One stack at a time: they share the folder in which the functions are built, and two cores.
-async fn alone() -> MutexGuard<'static, ()> {
-    static ONE: Mutex<()> = Mutex::const_new(());
-    ONE.lock().await
+/// Two stacks at a time: they do not meet, and mostly wait, but a machine's memory and processors are not without end.
+static TWO: Semaphore = Semaphore::const_new(2);
+
+/// A stack's turn.
+async fn turn() -> SemaphorePermit<'static> {
+    TWO.acquire().await.unwrap()
+}
+
+/// The turn of who must be alone: stacks share the folder in which the functions are built.
+async fn alone() -> SemaphorePermit<'static> {
+    TWO.acquire_many(2).await.unwrap()
 }

@@ -4,7 +4,7 @@ use local::{Options, Stack};
 
 #[tokio::test]
 async fn services_report_to_one_stack_and_a_person_looks_after_it() {
-    let _alone = crate::alone().await;
+    let _turn = crate::turn().await;
     // One for all three: most of the time goes into starting it.
     let stack = Stack::start(Options { report: false, ..Options::default() }).await.unwrap();
     crate::producer::is_counted_once(&stack).await;

@@ -1,9 +1,17 @@
+//! The targets under libFuzzer: `FUZZ_TARGET` names the one that is tried.
 #![no_main]
+
+use std::sync::LazyLock;
 
 use libfuzzer_sys::{fuzz_mutator, fuzz_target, fuzzer_mutate};
 
+static TARGET: LazyLock<fuzz::Target> = LazyLock::new(|| {
+    let name = std::env::var("FUZZ_TARGET").expect("FUZZ_TARGET names the target");
+    fuzz::target(&name)
+});
+
 fuzz_target!(|data: &[u8]| {
-    fuzz::target("usage_message")(data);
+    TARGET(data);
 });
 
 // Every second change is one of ours, which knows JSON.
