@@ -12,8 +12,7 @@ use tokentill::{
     },
     log::{self, Line},
     ports::{
-        Accounts, Books, Commit, Hold, MeterErrors, MeterSink, MeterSummaries, Quarantine, ReporterMemory, ReporterState, Timer,
-        Unavailable,
+        Accounts, Books, Commit, Hold, MeterErrors, MeterSink, MeterSummaries, ReporterMemory, ReporterState, Timer, Unavailable,
     },
 };
 
@@ -22,12 +21,11 @@ use crate::{
     read_back::{Shown, reported},
 };
 
-impl<B, A, M, Q, C, I> Reporter<B, A, M, Q, C, I>
+impl<B, A, M, C, I> Reporter<B, A, M, C, I>
 where
     B: Books + ReporterState + MeterErrors,
     A: Accounts,
     M: MeterSink + MeterSummaries,
-    Q: Quarantine,
     C: Timer,
     I: Fn() -> String,
 {

@@ -8,7 +8,7 @@ use std::pin::pin;
 use futures_util::future::{Either, select};
 use tokentill::{
     log::Line,
-    ports::{Accounts, Books, MeterErrors, MeterSink, MeterSummaries, Quarantine, ReporterState, Timer, Unavailable},
+    ports::{Accounts, Books, MeterErrors, MeterSink, MeterSummaries, ReporterState, Timer, Unavailable},
 };
 
 use crate::Reporter;
@@ -27,12 +27,11 @@ pub(crate) struct Lease<'a> {
     until_ms: i64,
 }
 
-impl<B, A, M, Q, C, I> Reporter<B, A, M, Q, C, I>
+impl<B, A, M, C, I> Reporter<B, A, M, C, I>
 where
     B: Books + ReporterState + MeterErrors,
     A: Accounts,
     M: MeterSink + MeterSummaries,
-    Q: Quarantine,
     C: Timer,
     I: Fn() -> String,
 {

@@ -27,8 +27,8 @@ use tokentill::{
     },
     log::Line,
     ports::{
-        Accounts, Books, Clock, MeterErrors, MeterSink, MeterSummaries, Quarantine, ReporterMemory, ReporterState, StripeError,
-        Timer, Touched, Unavailable,
+        Accounts, Books, Clock, MeterErrors, MeterSink, MeterSummaries, ReporterMemory, ReporterState, StripeError, Timer,
+        Touched, Unavailable,
     },
     records::isolated,
     schedule::ScheduledEvent,
@@ -49,15 +49,13 @@ const UNANSWERED_CALLS: u32 = 5;
 
 /// The function, with what it needs of the world.
 #[derive(Debug)]
-pub struct Reporter<B, A, M, Q, C, I> {
+pub struct Reporter<B, A, M, C, I> {
     /// The tallies, what is known of them, and the reporter's own memory.
     pub books: B,
     /// Where accounts are read.
     pub accounts: A,
     /// Stripe's meters.
     pub meters: M,
-    /// Where reports go that can be billed to nobody.
-    pub quarantine: Q,
     /// The clock attempts are dated by.
     pub clock: C,
     /// What is reported under which name.
@@ -161,12 +159,11 @@ struct Shift {
     stopped: Cell<bool>,
 }
 
-impl<B, A, M, Q, C, I> Reporter<B, A, M, Q, C, I>
+impl<B, A, M, C, I> Reporter<B, A, M, C, I>
 where
     B: Books + ReporterState + MeterErrors,
     A: Accounts,
     M: MeterSink + MeterSummaries,
-    Q: Quarantine,
     C: Timer,
     I: Fn() -> String,
 {

@@ -25,9 +25,8 @@ async fn main() -> Result<(), Error> {
     let stripe = StripeClient::new(env.optional("TOKENTILL_STRIPE_URL").as_deref(), key)?;
     let reporter = Reporter {
         books: store.clone(),
-        accounts: store.clone(),
+        accounts: store,
         meters: Stripe::new(stripe),
-        quarantine: store,
         clock: SystemClock,
         prices: PriceList::shipped()?,
         identifiers: chance::identifier,

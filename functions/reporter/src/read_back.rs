@@ -9,10 +9,7 @@ use tokentill::{
         time::{DAY_SECS, EpochSecs, UtcDay},
     },
     log::{self, Line},
-    ports::{
-        Accounts, Books, Commit, MeterErrors, MeterSink, MeterSummaries, Quarantine, ReporterState, StripeError, Timer,
-        Unavailable,
-    },
+    ports::{Accounts, Books, Commit, MeterErrors, MeterSink, MeterSummaries, ReporterState, StripeError, Timer, Unavailable},
 };
 
 use crate::{Reporter, Shift};
@@ -49,12 +46,11 @@ impl Day {
     }
 }
 
-impl<B, A, M, Q, C, I> Reporter<B, A, M, Q, C, I>
+impl<B, A, M, C, I> Reporter<B, A, M, C, I>
 where
     B: Books + ReporterState + MeterErrors,
     A: Accounts,
     M: MeterSink + MeterSummaries,
-    Q: Quarantine,
     C: Timer,
     I: Fn() -> String,
 {

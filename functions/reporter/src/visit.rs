@@ -13,8 +13,8 @@ use tokentill::{
         time::{EpochSecs, MINUTE_SECS},
     },
     ports::{
-        Accounts, Books, Commit, MeterErrors, MeterSink, MeterSummaries, Quarantine, Quarantined, ReporterState, StripeError,
-        Timer, Unavailable,
+        Accounts, Books, Commit, MeterErrors, MeterSink, MeterSummaries, Quarantined, ReporterState, StripeError, Timer,
+        Unavailable,
     },
 };
 
@@ -40,12 +40,19 @@ struct Owner<'a> {
     account: Option<Option<Account>>,
 }
 
-impl<B, A, M, Q, C, I> Reporter<B, A, M, Q, C, I>
+/// What became of the reports of one book, entered in it at once.
+#[derive(Default)]
+struct Outcome {
+    fates: Vec<(MeterId, Fate)>,
+    /// What goes into the quarantine with them.
+    refused: Vec<Quarantined>,
+}
+
+impl<B, A, M, C, I> Reporter<B, A, M, C, I>
 where
     B: Books + ReporterState + MeterErrors,
     A: Accounts,
     M: MeterSink + MeterSummaries,
-    Q: Quarantine,
     C: Timer,
     I: Fn() -> String,
 {
@@ -235,10 +242,10 @@ where
         book: &mut Book,
         to_send: Vec<(MeterId, MeterReport)>,
     ) -> Result<Commit, Unavailable> {
-        let mut fates: Vec<(MeterId, Fate)> = Vec::new();
+        let mut outcome = Outcome::default();
         for (meter, report) in to_send {
             let fate = if shift.may_call(&self.clock).await {
-                self.send_one(shift, tally, &meter, &report).await?
+                self.send_one(shift, tally, &meter, &report, &mut outcome.refused).await
             } else {
                 Fate::Unknown
             };
@@ -248,14 +255,20 @@ where
                 Fate::Refused => run.refused = run.refused.saturating_add(1),
                 Fate::Lost | Fate::Unknown => run.add_pending(),
             }
-            fates.push((meter, fate));
+            outcome.fates.push((meter, fate));
         }
-        self.settle(tally, book, fates).await
+        self.settle(tally, book, outcome).await
     }
 
-    async fn send_one(&self, shift: &Shift, tally: &Tally, meter: &MeterId, report: &MeterReport) -> Result<Fate, Unavailable> {
-        let sent = self.meters.send(report).await;
-        Ok(match sent {
+    async fn send_one(
+        &self,
+        shift: &Shift,
+        tally: &Tally,
+        meter: &MeterId,
+        report: &MeterReport,
+        refused: &mut Vec<Quarantined>,
+    ) -> Fate {
+        match self.meters.send(report).await {
             Ok(_) => {
                 shift.unanswered.set(0);
                 Fate::Delivered
@@ -263,28 +276,32 @@ where
             Err(StripeError::Refused { code, message, request_id, .. }) => {
                 shift.unanswered.set(0);
                 let detail = format!("Stripe refused the report: {code}: {message} (request {request_id})");
-                self.keep_refused(tally, meter, report, detail).await?;
+                refused.push(refused_report(tally, meter, report, detail));
                 Fate::Refused
             }
             Err(error) => {
                 shift.failed(Some(&error), &self.clock);
                 Fate::Unknown
             }
-        })
+        }
     }
 
-    /// Enters fates and saves the book, if there is anything to enter.
-    async fn settle(&self, tally: &Tally, book: &mut Book, fates: Vec<(MeterId, Fate)>) -> Result<Commit, Unavailable> {
-        if fates.iter().all(|(_, fate)| *fate == Fate::Unknown) {
+    /// Enters fates and saves the book, if there is anything to enter, in one with what goes into the quarantine: where that was
+    /// done alone, the report's fate would be decided later, and it might be billed as well.
+    async fn settle(&self, tally: &Tally, book: &mut Book, outcome: Outcome) -> Result<Commit, Unavailable> {
+        if outcome.fates.iter().all(|(_, fate)| *fate == Fate::Unknown) {
             return Ok(Commit::Done);
         }
-        for (meter, fate) in &fates {
+        for (meter, fate) in &outcome.fates {
             report::settle(book, meter, *fate);
             if *fate == Fate::Delivered {
                 book.confirmed_at = Some(self.clock.now());
             }
         }
-        self.books.save(&tally.user_id, &tally.tally_key, book).await
+        if outcome.refused.is_empty() {
+            return self.books.save(&tally.user_id, &tally.tally_key, book).await;
+        }
+        self.books.save_and_quarantine(&tally.user_id, &tally.tally_key, book, &outcome.refused).await
     }
 
     /// Decides what became of reports that are not sent any more, by what Stripe's meter has in their minute.
@@ -296,13 +313,13 @@ where
         book: &mut Book,
         overdue: Vec<(MeterId, Intent)>,
     ) -> Result<Commit, Unavailable> {
-        let mut fates = Vec::new();
+        let mut outcome = Outcome::default();
         for (meter, intent) in overdue {
             let fate = if report::can_be_decided(book, &meter, &intent, self.clock.now())
                 && self.is_alone_in(tally, billing, &meter, intent.minute).await?
                 && shift.may_call(&self.clock).await
             {
-                self.decide_one(shift, tally, &meter, &intent).await?
+                self.decide_one(shift, tally, &meter, &intent, &mut outcome.refused).await
             } else {
                 Fate::Unknown
             };
@@ -313,24 +330,31 @@ where
                 Fate::Lost => {}
                 Fate::Unknown => run.overdue = run.overdue.saturating_add(1),
             }
-            fates.push((meter, fate));
+            outcome.fates.push((meter, fate));
         }
-        self.settle(tally, book, fates).await
+        self.settle(tally, book, outcome).await
     }
 
-    async fn decide_one(&self, shift: &Shift, tally: &Tally, meter: &MeterId, intent: &Intent) -> Result<Fate, Unavailable> {
+    async fn decide_one(
+        &self,
+        shift: &Shift,
+        tally: &Tally,
+        meter: &MeterId,
+        intent: &Intent,
+        refused: &mut Vec<Quarantined>,
+    ) -> Fate {
         let until = intent.minute.plus_secs(MINUTE_SECS);
         let total = self.meters.total(&intent.event_name, &intent.customer, intent.minute, until).await;
         shift.failed(total.as_ref().err(), &self.clock);
         match total {
-            Ok(in_minute) => Ok(report::decided(intent, in_minute)),
+            Ok(in_minute) => report::decided(intent, in_minute),
             // The customer was deleted, or the meter is gone: whatever arrived, nobody will be billed for it.
             Err(StripeError::NotFound { request_id }) => {
                 let detail = format!("Stripe has no such meter or customer any more (request {request_id})");
-                self.keep_refused(tally, meter, &intent.report(), detail).await?;
-                Ok(Fate::Refused)
+                refused.push(refused_report(tally, meter, &intent.report(), detail));
+                Fate::Refused
             }
-            Err(_) => Ok(Fate::Unknown),
+            Err(_) => Fate::Unknown,
         }
     }
 
@@ -348,11 +372,12 @@ where
                 continue;
             }
             let book = self.books.book(&tally.user_id, &key).await?;
+            if report::is_silent_in(&book, meter, minute, billing.clock_offset_secs) {
+                continue;
+            }
             let other = self.billed_tally(&tally.user_id, &key, &book).await?;
             let is_apart = other.is_some_and(|(_, other)| {
-                other.customer_id != billing.customer_id
-                    || !(other.segment_start..other.segment_end).contains(&minute)
-                    || report::is_silent_in(&book, meter, minute, billing.clock_offset_secs)
+                other.customer_id != billing.customer_id || !(other.segment_start..other.segment_end).contains(&minute)
             });
             if !is_apart {
                 return Ok(false);
@@ -428,28 +453,6 @@ where
         self.books.save_and_quarantine(&tally.user_id, &tally.tally_key, book, &entries).await
     }
 
-    async fn keep_refused(
-        &self,
-        tally: &Tally,
-        meter: &MeterId,
-        report: &MeterReport,
-        detail: String,
-    ) -> Result<(), Unavailable> {
-        let input = serde_json::json!({
-            "customer": report.customer, "meter": meter, "event_name": report.event_name, "identifier": report.identifier,
-            "quantity": report.quantity, "minute": report.minute, "tally_key": tally.tally_key,
-        });
-        let entry = Quarantined {
-            quarantine_id: composite_key(&["report", &report.identifier]),
-            reason: QuarantineReason::Refused,
-            detail,
-            user_id: Some(tally.user_id.to_string()),
-            input: input.to_string(),
-            at_ms: report.minute.as_secs().saturating_mul(1000),
-        };
-        self.quarantine.keep(&entry).await
-    }
-
     /// Has what was refused, rejected or could be billed in no period reported once more: of one tally, or of the past 36 days;
     /// a test clock may be far ahead. Which tallies those are.
     pub(crate) async fn replay(
@@ -489,6 +492,22 @@ where
         }
         shift.run.borrow_mut().replayed = u64::try_from(replayed.len()).unwrap_or(u64::MAX);
         Ok(replayed)
+    }
+}
+
+/// What is kept of a report that Stripe refuses, or whose customer or meter is gone.
+fn refused_report(tally: &Tally, meter: &MeterId, report: &MeterReport, detail: String) -> Quarantined {
+    let input = serde_json::json!({
+        "customer": report.customer, "meter": meter, "event_name": report.event_name, "identifier": report.identifier,
+        "quantity": report.quantity, "minute": report.minute, "tally_key": tally.tally_key,
+    });
+    Quarantined {
+        quarantine_id: composite_key(&["report", &report.identifier]),
+        reason: QuarantineReason::Refused,
+        detail,
+        user_id: Some(tally.user_id.to_string()),
+        input: input.to_string(),
+        at_ms: report.minute.as_secs().saturating_mul(1000),
     }
 }
 

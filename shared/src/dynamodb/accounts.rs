@@ -6,7 +6,7 @@ use aws_sdk_dynamodb::{
     types::{Put, TransactWriteItem, Update},
 };
 
-use super::{Changes, Item, Store, from_item, lost_race, number, text, to_item, unavailable, update};
+use super::{Changes, Item, Store, from_item, lost_race, number, put, text, to_item, unavailable, update};
 use crate::{
     domain::{
         account::Account,
@@ -190,11 +190,6 @@ impl Store {
         ]);
         put(&self.tables.processed, item)
     }
-}
-
-fn put(table: &str, item: Item) -> Result<Put, Unavailable> {
-    let put = Put::builder().table_name(table).set_item(Some(item)).build();
-    put.map_err(|error| Unavailable { what: COMMIT, reason: error.to_string() })
 }
 
 fn transact_update(update: Update) -> TransactWriteItem {

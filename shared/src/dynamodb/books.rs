@@ -4,14 +4,14 @@ use std::collections::BTreeMap;
 
 use aws_sdk_dynamodb::{
     error::SdkError,
-    types::{AttributeValue, Put, TransactWriteItem},
+    types::{AttributeValue, TransactWriteItem},
 };
 use serde::Deserialize;
 
 use super::{
     Changes, Item, Store, from_item,
     ledger::{TOUCHED_SHARDS, touched_key, unsharded_key},
-    lost_race, number, quarantine, text, to_item, unavailable, update,
+    lost_race, number, put, quarantine, text, to_item, unavailable, update,
 };
 use crate::{
     domain::{
@@ -178,8 +178,7 @@ impl Books for Store {
         let update = update(&self.tables.books, &key, changes, Some(condition))?;
         let mut items = vec![TransactWriteItem::builder().update(update).build()];
         for entry in entries {
-            let put = Put::builder().table_name(&self.tables.quarantine).set_item(Some(quarantine::item(entry)?)).build();
-            let put = put.map_err(|error| Unavailable { what: SAVE, reason: error.to_string() })?;
+            let put = put(&self.tables.quarantine, quarantine::item(entry)?)?;
             items.push(TransactWriteItem::builder().put(put).build());
         }
         self.save_all(items, [book]).await

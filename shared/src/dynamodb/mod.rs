@@ -21,9 +21,9 @@ use std::collections::HashMap;
 
 use aws_sdk_dynamodb::{
     Client,
-    error::{ProvideErrorMetadata, SdkError},
+    error::{BuildError, ProvideErrorMetadata, SdkError},
     operation::transact_write_items::TransactWriteItemsError,
-    types::{AttributeValue, Update},
+    types::{AttributeValue, Put, Update},
 };
 use serde::{Serialize, de::DeserializeOwned};
 
@@ -119,7 +119,16 @@ fn update(table: &str, key: &[(&str, &str)], changes: Changes, condition: Option
         .set_expression_attribute_names(Some(changes.names))
         .set_expression_attribute_values(Some(changes.values))
         .build()
-        .map_err(|error| Unavailable { what: "building a transaction", reason: error.to_string() })
+        .map_err(|error| unbuilt(&error))
+}
+
+/// An item to be written whole, as a part of a transaction.
+fn put(table: &str, item: Item) -> Result<Put, Unavailable> {
+    Put::builder().table_name(table).set_item(Some(item)).build().map_err(|error| unbuilt(&error))
+}
+
+fn unbuilt(error: &BuildError) -> Unavailable {
+    Unavailable { what: "building a transaction", reason: error.to_string() }
 }
 
 /// Whether somebody else committed first: a condition on a version did not hold, or another transaction was at the items.

@@ -356,9 +356,8 @@ impl World {
         let (identifiers, seed) = (self.identifiers.clone(), weather.seed);
         let reporter = Reporter {
             books: store.clone(),
-            accounts: store.clone(),
+            accounts: store,
             meters: self.stripe.clone(),
-            quarantine: store,
             clock: self.clock(&mut chance),
             prices: self.prices.clone(),
             identifiers: move || {
