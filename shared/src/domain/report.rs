@@ -683,7 +683,9 @@ mod tests {
         assert_eq!(reject(&mut book, &meter(), 7), 5, "no more than was reported");
         let totals = book.totals(&meter());
         assert_eq!((totals.reported, totals.rejected, book.undecidable.contains(&meter())), (0, 5, true));
+        let known = book.clone();
         assert_eq!(recover(&mut book, &meter(), 0), 0);
+        assert_eq!(book, known);
         assert_eq!(recover(&mut book, &meter(), 2), 2);
         let totals = book.totals(&meter());
         assert_eq!((totals.reported, totals.rejected), (2, 3));

@@ -650,6 +650,39 @@ mod tests {
     }
 
     #[test]
+    fn the_past_of_what_is_first_seen_with_its_end_announced_or_on_trial_renewed_and_was_paid_for() {
+        let month = monthly("2026-11-10");
+        let account = check(
+            &[("2027-01-12", vec![ending("2027-02-10", on("pro", month, "2027-01-10"))])],
+            &["pro 2026-12-03..2026-12-10+", "pro 2027-01-10..2027-02-10"],
+        );
+        assert_eq!(placed(&account, "2026-12-20"), "pro 2026-12-10..2027-01-10");
+        let given_a_trial = SubscriptionFacts { created: at("2026-11-10"), ..on_trial("pro", "2026-11-20", "2026-12-20") };
+        check(&[("2026-11-25", vec![given_a_trial])], &["pro 2026-11-10..2026-11-20+", "trial pro 2026-11-20..2026-12-20+"]);
+    }
+
+    #[test]
+    fn a_new_subscription_counts_from_its_first_second_though_the_former_one_would_have_run_longer() {
+        let former = on("pro", monthly("2026-11-10"), "2026-11-10");
+        let next = sub_2("2026-11-20", on("lite", monthly("2026-11-20"), "2026-11-20"));
+        let expected = ["pro 2026-11-10..2026-11-20", "sub_2 lite 2026-11-20..2026-12-20+"];
+        // Not shown any more, without an end that anybody named; and live, with one that Stripe announced.
+        check(&[("2026-11-10", vec![former.clone()]), ("2026-11-20T00:05:00Z", vec![next.clone()])], &expected);
+        let ending = ending("2026-12-10", former);
+        check(&[("2026-11-10", vec![ending.clone()]), ("2026-11-20T00:05:00Z", vec![ending, next])], &expected);
+    }
+
+    #[test]
+    fn a_period_that_follows_an_announced_end_at_once_leaves_that_end_where_it_was() {
+        let month = monthly("2026-11-10");
+        let looks = [
+            ("2026-11-10", vec![ending("2026-12-10", on("pro", month, "2026-11-10"))]),
+            ("2026-12-10T00:05:00Z", vec![on("pro", month, "2026-12-10")]),
+        ];
+        check(&looks, &["pro 2026-11-10..2026-12-10", "pro 2026-12-10..2027-01-10+"]);
+    }
+
+    #[test]
     fn an_unknown_price_that_becomes_known_was_that_price_from_its_beginning() {
         let month = monthly("2026-11-10");
         let unknown = |start| ("2026-11-10", vec![on("new", month, start)]);
@@ -700,6 +733,9 @@ mod tests {
         let (released, ..) = crate::domain::sync::release(&list(), &account, at("2026-11-20").as_secs() * 1000);
         let back = look(Some(&released), &[pro], at("2026-11-25"));
         assert_eq!(shown(&back), ["pro 2026-11-10..2026-11-20", "pro 2026-11-20..2026-12-10+"]);
+        let later = look(Some(&released), &[on("pro", monthly("2026-11-10"), "2026-12-10")], at("2026-12-12"));
+        assert_eq!(shown(&later), ["pro 2026-11-10..2026-11-20", "pro 2026-12-10..2027-01-10+"]);
+        assert_eq!(placed(&later, "2026-11-25"), "free");
     }
 
     #[test]

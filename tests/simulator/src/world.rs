@@ -543,7 +543,7 @@ impl World {
         }
         self.model.check_notices_at_rest(&self.engine, &self.outside)?;
         let (has_free_tier, now) = (self.prices.free_plan().is_some(), self.hub.now_secs());
-        for customer in self.stripe.customers() {
+        for customer in self.stripe.customers().into_iter().filter(|customer| !self.model.has_untold_debt(customer, now)) {
             let since = self.model.grace_since(&self.engine, &customer, now);
             // What is owed of a subscription that is over is told by its invoice only.
             if since.is_none() || customer.counts(now).is_some_and(|last| last.ended.is_none()) {
@@ -559,6 +559,9 @@ impl World {
         let accounts = self.store("access");
         let now = self.hub.now_secs();
         for customer in self.stripe.customers() {
+            if self.model.has_untold_debt(&customer, now) {
+                continue;
+            }
             let user = UserId::new(&*customer.user).expect("an id");
             let account = accounts.account(&user).await.map_err(|error| format!("G7: {error}"))?;
             let since = self.model.grace_since(&self.engine, &customer, now);
