@@ -157,6 +157,8 @@ struct Shift {
     rejections: Option<Rejections>,
     unanswered: Cell<u32>,
     stopped: Cell<bool>,
+    /// Whether something was come to and has to be looked at again: it could not be read, or another reporter was at its book.
+    left_open: Cell<bool>,
 }
 
 impl<B, A, M, C, I> Reporter<B, A, M, C, I>
@@ -203,6 +205,7 @@ where
             rejections,
             unanswered: Cell::new(0),
             stopped: Cell::new(false),
+            left_open: Cell::new(false),
         };
         let work = Box::pin(self.with_lease(&shift, memory, is_full, touched, due, order));
         let result = self.while_leased(lease, work).await?;
@@ -327,7 +330,8 @@ where
 /// book that can never be read would have every run read all that was counted since.
 fn is_followed(shift: &Shift, memory: &mut ReporterMemory) -> bool {
     let since = memory.follows_since.take().unwrap_or(shift.now);
-    let is_followed = shift.run.borrow().errors.is_empty() || shift.now.secs_since(since) >= FOLLOWED_FOR_SECS;
+    let is_whole = shift.run.borrow().errors.is_empty() && !shift.left_open.get();
+    let is_followed = is_whole || shift.now.secs_since(since) >= FOLLOWED_FOR_SECS;
     if !is_followed {
         memory.follows_since = Some(since);
     }

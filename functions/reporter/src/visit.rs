@@ -76,7 +76,10 @@ where
             match visited {
                 Visited::Done => {}
                 Visited::DoneAnd(next) => queue.push_back((next, None)),
-                Visited::Again => open = hour.map_or(open, |hour| Some(open.map_or(hour, |open| open.min(hour)))),
+                Visited::Again => {
+                    shift.left_open.set(true);
+                    open = hour.map_or(open, |hour| Some(open.map_or(hour, |open| open.min(hour))));
+                }
             }
         }
         open

@@ -11,7 +11,7 @@ use tokentill::{
         id::MeterId,
         price_list::PriceList,
         report::{Book, BookTotals, MeterBook},
-        time::DAY_SECS,
+        time::{DAY_SECS, UtcDay},
     },
     dynamodb::Store,
     ports::{
@@ -1082,6 +1082,29 @@ async fn what_could_not_be_looked_at_after_stripes_word_is_looked_at_by_the_next
         bench.world.clock.advance_ms(60_000);
         assert_eq!(bench.run().await.rejected, rejected, "{hours}");
     }
+}
+
+/// Found by the simulator: the answer to a book's write was lost, the SDK wrote it once more and lost the race against itself.
+#[tokio::test]
+async fn a_book_whose_race_is_lost_after_stripes_word_is_looked_at_by_the_next_run() {
+    let bench = thrown_away().await;
+    bench.world.clock.advance_ms(5 * DAY_SECS * 1000);
+    let store = bench.world.store();
+    let [key] = store
+        .book_keys(&user("ada"), UtcDay::parse("2026-11-01").unwrap(), UtcDay::parse("2026-12-31").unwrap())
+        .await
+        .unwrap()
+        .try_into()
+        .unwrap();
+    bench.reporter.books.faults.meanwhile("save", 1, async move {
+        let mut book = store.book(&user("ada"), &key).await.unwrap();
+        assert_eq!(store.save(&user("ada"), &key, &mut book).await.unwrap(), Commit::Done);
+    });
+    assert_eq!(bench.run().await.errors, Vec::<String>::new());
+    assert!(bench.book().await.get("rejected").is_none());
+    bench.world.clock.advance_ms(60_000);
+    assert_eq!(bench.run().await.rejected, 1);
+    assert_eq!(bench.book().await["rejected"]["requests"], 1);
 }
 
 #[tokio::test]
