@@ -303,5 +303,35 @@ mod tests {
         let billing = tally.billing.as_ref().unwrap();
         let unknown = destination(&tally, billing, None, &PriceList::shipped().unwrap(), at("2027-01-01T00:00:00Z"), HOUR_SECS);
         assert_eq!(unknown, Destination::Later);
+        // A period of twenty seconds never comes to a whole minute.
+        let mut short = account;
+        short.segments[0].end = at("2026-11-10T08:30:35Z");
+        short.segments[0].renews = None;
+        assert_eq!(shown(&short, "2026-11-10", "2026-11-10T08:30:34Z"), "later");
+        assert_eq!(shown(&short, "2026-11-10", "2026-11-10T08:30:35Z"), "nowhere");
+    }
+
+    #[test]
+    fn a_period_is_open_until_five_minutes_before_its_invoice_is_final_and_a_trial_always() {
+        let (mut account, prices) = (subscribed(START), PriceList::shipped().unwrap());
+        let billing = tally(&account, "2026-12-09").billing.unwrap();
+        let is_open = |account: &Account, now| is_open(&billing, account, &prices, at(now), HOUR_SECS);
+        assert!(is_open(&account, "2026-12-10T09:25:14Z"));
+        assert!(!is_open(&account, "2026-12-10T09:25:15Z"));
+        account.segments[0].is_trial = true;
+        assert!(is_open(&account, "2026-12-20T00:00:00Z"));
+    }
+
+    #[test]
+    fn a_period_ends_where_the_account_has_it_now_and_where_it_was_counted_if_the_account_has_it_no_more() {
+        let (mut account, prices) = (subscribed(START), PriceList::shipped().unwrap());
+        let billing = tally(&account, "2026-11-19").billing.unwrap();
+        account.segments[0].end = at("2026-11-20T12:00:00Z");
+        account.segments[0].renews = None;
+        assert_eq!(known_end(&billing, &account, &prices), at("2026-11-20T12:00:00Z"));
+        let later = Billing { segment_start: at("2026-11-12T00:00:00Z"), ..billing.clone() };
+        assert_eq!(known_end(&later, &account, &prices), billing.segment_end, "it began elsewhere");
+        let other = Billing { subscription_id: SubscriptionId::new("sub_2").unwrap(), ..billing.clone() };
+        assert_eq!(known_end(&other, &account, &prices), billing.segment_end, "another subscription's");
     }
 }

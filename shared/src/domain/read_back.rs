@@ -149,6 +149,7 @@ mod tests {
             ("2026-12-10", "2026-12-10T08:00:00Z", "2026-12-10T09:15:15Z"),
             ("2026-12-09", "2026-12-09T08:00:00Z", "2026-12-10T02:00:00Z"),
             ("2026-11-20", "2026-11-25T12:00:00Z", "2026-11-25T13:00:00Z"),
+            ("2026-11-20", "2026-11-21T02:00:00Z", "2026-11-21T03:00:00Z"),
         ] {
             let tally = tally(day);
             let due = due_at(&tally, tally.billing.as_ref().unwrap(), 0, at(now), HOUR_SECS);
@@ -166,7 +167,7 @@ mod tests {
 
     #[test]
     fn only_what_stripe_said_it_threw_away_is_rejected_and_only_once_its_summaries_can_tell() {
-        let confirmed = Some(at("2026-11-21T00:59:59Z"));
+        let confirmed = Some(at("2026-11-21T01:00:00Z"));
         let early = Some(at("2026-11-21T01:00:01Z"));
         assert_eq!(compare(&check(10, 10), early, true), Finding::Equal);
         assert_eq!(compare(&check(10, 7), early, true), Finding::TooEarly);
@@ -250,8 +251,17 @@ mod tests {
         assert_eq!(next_look(&tally("2026-11-20"), &book, None, now), None);
         book.checked.insert(requests, check(10, 9));
         assert_eq!(next_look(&tally("2026-11-20"), &book, None, now), Some(at("2026-11-22T02:00:00Z")));
-        assert_eq!(next_look(&tally("2026-10-01"), &book, Some(60), now), None);
+        let after_35_days = at("2026-12-26T00:00:00Z");
+        assert_eq!(
+            next_look(&tally("2026-11-20"), &book, Some(60), after_35_days.plus_secs(-1)),
+            Some(at("2026-12-26T00:00:59Z"))
+        );
+        assert_eq!(next_look(&tally("2026-11-20"), &book, Some(60), after_35_days), None);
         book.confirmed_at = Some(at("2026-11-21T02:00:01Z"));
         assert!(is_unchecked(&book));
+        book.confirmed_at = Some(at("2026-11-21T02:00:00Z"));
+        assert!(!is_unchecked(&book));
+        book.meters.insert(MeterId::new("tokens_in").unwrap(), MeterBook::default());
+        assert!(!is_unchecked(&book), "of what was never reported there is nothing to check");
     }
 }

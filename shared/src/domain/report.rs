@@ -677,21 +677,6 @@ mod tests {
     }
 
     #[test]
-    fn a_replay_takes_what_was_rejected_and_what_was_quarantined_once() {
-        let mut book = reported(5);
-        let known = book.clone();
-        assert!(!book.replay(), "there is nothing");
-        assert_eq!(book, known);
-        reject(&mut book, &meter(), 2);
-        set_aside(&mut book, &meter(), 3);
-        assert!(book.replay());
-        let totals = book.totals(&meter());
-        assert_eq!((totals.reported, totals.rejected, totals.quarantined, of(&book.replayed, &meter())), (3, 0, 0, 5));
-        assert!(!book.replay(), "once");
-        assert_eq!(of(&book.replayed, &meter()), 5);
-    }
-
-    #[test]
     fn what_stripe_threw_away_is_rejected_as_far_as_it_was_reported_and_what_arrived_late_recovered() {
         let mut book = reported(5);
         assert_eq!((reject(&mut book, &meter(), 0), book.undecidable.len()), (0, 0), "nothing missing is nothing");

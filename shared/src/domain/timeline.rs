@@ -424,6 +424,7 @@ mod tests {
         let cut =
             ["pro 2026-11-10..2026-11-20T12:00:00Z", "max 2026-11-20T12:00:00Z..2026-11-21", "lite 2026-11-21..2026-12-10+"];
         let account = check(&two_switches, &cut);
+        assert_eq!(account.segments.iter().map(|segment| segment.billed.len()).collect::<Vec<_>>(), [3, 3, 1]);
         assert_eq!(placed(&account, "2026-11-20T11:59:59Z"), "pro 2026-11-10..2026-11-20T12:00:00Z");
         assert_eq!(placed(&account, "2026-12-10"), "lite 2026-12-10..2027-01-10");
         // Two within a second, by a clock that stands still.
