@@ -41,8 +41,8 @@ impl Day {
         self.books.iter().filter_map(|(_, book)| book.confirmed_at).max()
     }
 
-    fn has_something_under_way(&self) -> bool {
-        self.books.iter().any(|(_, book)| book.meters.values().any(|entry| entry.intent.is_some()))
+    fn is_under_way(&self, meter: &MeterId) -> bool {
+        self.books.iter().any(|(_, book)| book.meters.get(meter).is_some_and(|entry| entry.intent.is_some()))
     }
 }
 
@@ -84,7 +84,8 @@ where
         Ok(Day { books })
     }
 
-    /// Compares a settled book's day with what Stripe has, and saves what was found.
+    /// Compares a book's day with what Stripe has, as far as nothing of it is under way, and saves what was found. `again` is when the
+    /// reporter has to come back to it at the latest.
     pub(crate) async fn read_back(
         &self,
         shift: &Shift,
@@ -92,14 +93,21 @@ where
         tally: &Tally,
         billing: &Billing,
         book: &mut Book,
+        again: Option<EpochSecs>,
     ) -> Result<Commit, Unavailable> {
         let day = self.day_of(user_id, tally, billing).await?;
-        let mut again_in_secs = day.has_something_under_way().then_some(SUMMARY_SETTLES_SECS);
+        let mut again_in_secs = None;
+        let mut is_under_way = false;
         let mut look_again = false;
         let meters: Vec<MeterId> = book.meters.iter().filter(|(_, entry)| entry.reported > 0).map(|(id, _)| id.clone()).collect();
         for meter in meters {
             if again_in_secs.is_some() {
                 break;
+            }
+            // Of what is under way nobody knows whether Stripe has it. The other meters need not wait, perhaps for a person.
+            if day.is_under_way(&meter) {
+                is_under_way = true;
+                continue;
             }
             let stripe = match self.shown(shift, &meter, &billing.customer_id, tally.day, tally.day).await {
                 Shown::Total(stripe) => stripe,
@@ -131,11 +139,14 @@ where
             self.tell(shift, user_id, tally, &meter, finding, &check);
             book.checked.insert(meter, check);
         }
+        if is_under_way {
+            again_in_secs = again_in_secs.or(Some(SUMMARY_SETTLES_SECS));
+        }
         if again_in_secs.is_none() {
             book.is_suspect = false;
             again_in_secs = look_again.then_some(DAY_SECS);
         }
-        book.due_at = read_back::next_look(tally, book, again_in_secs, shift.now);
+        book.due_at = read_back::next_look(tally, book, again_in_secs, shift.now).into_iter().chain(again).min();
         self.books.save(user_id, &tally.tally_key, book).await
     }
 

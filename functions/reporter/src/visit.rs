@@ -173,24 +173,28 @@ where
         let was_suspect = book.is_suspect;
         let is_meant = shift.rejections.as_ref().is_some_and(|rejections| read_back::may_be_rejected(book, rejections));
         book.is_suspect |= is_meant;
-        let due_at = if report::is_settled(tally, book) {
-            let is_due = is_meant || book.due_at.is_some_and(|due_at| due_at <= now);
-            let wants_a_look = book.is_suspect || read_back::is_unchecked(book) || read_back::differs(book);
-            if !is_new && is_due && wants_a_look {
-                return Box::pin(self.read_back(shift, owner.user_id, tally, billing, book)).await;
-            }
-            let account = owner.account.as_ref().and_then(Option::as_ref);
-            let planned = book.due_at.filter(|due_at| *due_at > now);
-            let planned = planned.unwrap_or_else(|| self.look_at(tally, billing, account, shift));
-            let soon = now.plus_secs(SUMMARY_SETTLES_SECS);
-            wants_a_look.then(|| if book.is_suspect { planned.min(soon) } else { planned })
-        } else {
+        let is_settled = report::is_settled(tally, book);
+        let again = (!is_settled).then(|| now.plus_secs(self.settings.interval_secs));
+        // What only a person can decide must not keep what Stripe threw away of the other meters from being found.
+        let waits =
+            !is_settled && report::unreported(tally, book).is_empty() && report::under_way(book, true, now).to_send.is_empty();
+        let wants_a_look = book.is_suspect || (is_settled && (read_back::is_unchecked(book) || read_back::differs(book)));
+        let is_due = is_meant || book.due_at.is_some_and(|due_at| due_at <= now);
+        if (is_settled || waits) && !is_new && is_due && wants_a_look {
+            return Box::pin(self.read_back(shift, owner.user_id, tally, billing, book, again)).await;
+        }
+        let planned = book.due_at.filter(|due_at| *due_at > now);
+        let due_at = if let Some(again) = again {
             if book.meters.values().all(|entry| entry.intent.is_none()) {
                 // Nothing is under way and something is left: it has no minute yet, or its meter left the price list.
                 shift.run.borrow_mut().add_pending();
             }
-            let again = now.plus_secs(self.settings.interval_secs);
-            Some(book.due_at.filter(|due_at| *due_at > now && *due_at <= again).unwrap_or(again))
+            Some(planned.map_or(again, |planned| planned.min(again)))
+        } else {
+            let account = owner.account.as_ref().and_then(Option::as_ref);
+            let planned = planned.unwrap_or_else(|| self.look_at(tally, billing, account, shift));
+            let soon = now.plus_secs(SUMMARY_SETTLES_SECS);
+            wants_a_look.then(|| if book.is_suspect { planned.min(soon) } else { planned })
         };
         if book.due_at == due_at && book.is_suspect == was_suspect {
             return Ok(Commit::Done);

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, value::RawValue};
 
 use super::{
     id::{InvalidId, RequestId, UserId},
@@ -155,17 +155,17 @@ pub fn read_message(body: &str) -> Result<Message, Invalid> {
     let value: Value = serde_json::from_str(body).map_err(|_| Invalid::NotJson)?;
     let Value::Object(mut object) = value else { return Err(Invalid::NotAnEvent) };
     if object.contains_key("request_id") {
-        return Ok(Message::Events(vec![read_entry(Value::Object(object))]));
+        return Ok(Message::Events(vec![read_alone(&object, body)]));
     }
     match (object.remove("events"), object.get("recount")) {
         (Some(Value::Array(events)), _) if events.len() > MAX_EVENTS_PER_MESSAGE => Err(Invalid::TooManyEvents),
-        (Some(Value::Array(events)), _) => Ok(Message::Events(events.into_iter().map(read_entry).collect())),
+        (Some(Value::Array(events)), _) => Ok(Message::Events(read_batch(&events, body))),
         (Some(_), _) => Err(Invalid::NotAnEvent),
         (None, Some(recount)) => {
             let user_id = recount.get("user_id").and_then(Value::as_str).ok_or(Invalid::NotARecount)?;
             Ok(Message::Recount(UserId::new(user_id)?))
         }
-        (None, None) => Ok(Message::Events(vec![read_entry(Value::Object(object))])),
+        (None, None) => Ok(Message::Events(vec![read_alone(&object, body)])),
     }
 }
 
@@ -175,12 +175,31 @@ pub fn recount_message(user_id: &UserId) -> String {
     serde_json::json!({"recount": {"user_id": user_id}}).to_string()
 }
 
-fn read_entry(value: Value) -> Entry {
-    let read = match &value {
-        Value::Object(object) => read_event(object),
-        _ => Err(Invalid::NotAnEvent),
+fn read_alone(object: &Map<String, Value>, body: &str) -> Entry {
+    read_event(object).map_err(|invalid| (invalid, body.trim().to_owned()))
+}
+
+fn read_batch(events: &[Value], body: &str) -> Vec<Entry> {
+    let mut texts = None;
+    let entry = |(place, event): (usize, &Value)| {
+        let read = event.as_object().ok_or(Invalid::NotAnEvent).and_then(read_event);
+        read.map_err(|invalid| {
+            let texts = texts.get_or_insert_with(|| texts_of(body));
+            (invalid, texts.get(place).map_or_else(|| event.to_string(), |text| text.get().to_owned()))
+        })
     };
-    read.map_err(|invalid| (invalid, value.to_string()))
+    events.iter().enumerate().map(entry).collect()
+}
+
+/// The events of a message letter by letter: written anew, a number that no `f64` holds would be another one. None of a message that
+/// names `events` twice.
+fn texts_of(body: &str) -> Vec<&RawValue> {
+    #[derive(Deserialize)]
+    struct Batch<'a> {
+        #[serde(borrow)]
+        events: Vec<&'a RawValue>,
+    }
+    serde_json::from_str::<Batch<'_>>(body).map(|batch| batch.events).unwrap_or_default()
 }
 
 /// The fields of an event that we know.
@@ -337,6 +356,19 @@ mod tests {
                 request_id is missing
                 req_1 2026-11-22T12:00:00Z"#]],
         );
+    }
+
+    /// Found by libFuzzer: a number of 31 digits was another one in the quarantine.
+    #[test]
+    fn what_is_refused_is_kept_letter_by_letter() {
+        let refused = |body: &str| match read_message(body) {
+            Ok(Message::Events(entries)) => entries.into_iter().filter_map(|entry| Some(entry.err()?.1)).collect::<Vec<_>>(),
+            other => panic!("{other:?}"),
+        };
+        let odd = r#"{ "units": {"images": 9007199922337203685477580840993}, "a" : 1.10 }"#;
+        assert_eq!(refused(&format!(" {odd}\n")), [odd]);
+        assert_eq!(refused(&format!(r#"{{"events":[{GOOD}, {odd} ,7]}}"#)), [odd, "7"]);
+        assert_eq!(refused(r#"{"events":[{}],"events":[{"a":1.10}]}"#), [r#"{"a":1.1}"#], "the last one counts");
     }
 
     #[test]

@@ -128,7 +128,10 @@ pub(crate) fn usage_message(data: &[u8]) -> bool {
                 assert!(!why.to_string().is_empty());
                 let kept: serde_json::Value =
                     serde_json::from_str(&raw).expect("what is not read is kept as the JSON it came as");
-                assert_eq!(kept.to_string(), raw);
+                if kept.is_object() && kept.get("events").is_none() && kept.get("recount").is_none() {
+                    let again = usage::read_message(&raw);
+                    assert_eq!(again, Ok(Message::Events(vec![Err((why, raw))])), "it is the same when it is sent again");
+                }
                 continue;
             }
         };

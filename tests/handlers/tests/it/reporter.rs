@@ -10,7 +10,7 @@ use tokentill::{
     domain::{
         id::MeterId,
         price_list::PriceList,
-        report::{Book, BookTotals, MeterBook},
+        report::{Book, BookTotals, Intent, MeterBook},
         time::{DAY_SECS, UtcDay},
     },
     dynamodb::Store,
@@ -1105,6 +1105,45 @@ async fn a_book_whose_race_is_lost_after_stripes_word_is_looked_at_by_the_next_r
     bench.world.clock.advance_ms(60_000);
     assert_eq!(bench.run().await.rejected, 1);
     assert_eq!(bench.book().await["rejected"]["requests"], 1);
+}
+
+/// Found by the simulator: what Stripe threw away was found of no meter of the day, for as long as the fate of another one's report
+/// was not known.
+#[tokio::test]
+async fn a_report_of_unknown_fate_does_not_keep_the_days_other_meters_from_being_read_back() {
+    for is_in_its_own_book in [false, true] {
+        let bench = thrown_away().await;
+        let (store, ada, day) = (bench.world.store(), user("ada"), UtcDay::parse("2026-11-22").unwrap());
+        let key = store.book_keys(&ada, day, day).await.unwrap().remove(0);
+        let intent = Intent {
+            identifier: "id-unknown".to_owned(),
+            event_name: "tokens_out".to_owned(),
+            customer: customer("cus_Ada"),
+            quantity: 7,
+            minute: at("2026-11-22T12:00:00Z"),
+            first_attempt_at: at("2026-11-22T12:00:00Z"),
+            confirmed_before: 0,
+        };
+        let billing = store.tally(&ada, &key).await.unwrap().unwrap().billing;
+        let (its_key, mut book) = match is_in_its_own_book {
+            true => (key.clone(), store.book(&ada, &key).await.unwrap()),
+            false => ("2026-11-22/other".to_owned(), Book { billing, ..Book::default() }),
+        };
+        let tokens_out = MeterId::new("tokens_out").unwrap();
+        book.meters.entry(tokens_out.clone()).or_default().intent = Some(intent);
+        book.undecidable.insert(tokens_out);
+        store.save(&ada, &its_key, &mut book).await.unwrap();
+        // It cannot be sent again, and its minute does not tell.
+        bench.world.clock.set("2026-11-23T08:20:00Z");
+        let run = bench.run().await;
+        assert_eq!((run.rejected, run.checked, run.overdue), (1, 2, u64::from(is_in_its_own_book)), "{run:?}");
+        let book = store.book(&ada, &key).await.unwrap();
+        assert!(book.is_suspect, "the third is still to be looked at");
+        assert_eq!(book.checked.keys().map(MeterId::as_str).collect::<Vec<_>>(), ["requests", "tokens_in"]);
+        // Each whole run comes to what waits for a person, since the alarm counts it.
+        let soonest = bench.world.clock.now().plus_secs(if is_in_its_own_book { 0 } else { 3_600 });
+        assert_eq!(book.due_at, Some(soonest));
+    }
 }
 
 #[tokio::test]
