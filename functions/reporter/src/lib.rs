@@ -293,6 +293,7 @@ where
                     Ok(open) => open,
                     Err(panicked) => {
                         shift.run.borrow_mut().error(panicked.to_string());
+                        shift.left_open.set(true);
                         earliest
                     }
                 }
@@ -330,8 +331,7 @@ where
 /// book that can never be read would have every run read all that was counted since.
 fn is_followed(shift: &Shift, memory: &mut ReporterMemory) -> bool {
     let since = memory.follows_since.take().unwrap_or(shift.now);
-    let is_whole = shift.run.borrow().errors.is_empty() && !shift.left_open.get();
-    let is_followed = is_whole || shift.now.secs_since(since) >= FOLLOWED_FOR_SECS;
+    let is_followed = !shift.left_open.get() || shift.now.secs_since(since) >= FOLLOWED_FOR_SECS;
     if !is_followed {
         memory.follows_since = Some(since);
     }

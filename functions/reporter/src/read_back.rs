@@ -96,17 +96,17 @@ where
         again: Option<EpochSecs>,
     ) -> Result<Commit, Unavailable> {
         let day = self.day_of(user_id, tally, billing).await?;
+        let is_under_way = day.books.iter().any(|(_, book)| book.meters.values().any(|entry| entry.intent.is_some()));
         let mut again_in_secs = None;
-        let mut is_under_way = false;
         let mut look_again = false;
         let meters: Vec<MeterId> = book.meters.iter().filter(|(_, entry)| entry.reported > 0).map(|(id, _)| id.clone()).collect();
         for meter in meters {
             if again_in_secs.is_some() {
                 break;
             }
-            // Of what is under way nobody knows whether Stripe has it. The other meters need not wait, perhaps for a person.
-            if day.is_under_way(&meter) {
-                is_under_way = true;
+            // Of what is under way nobody knows whether Stripe has it. The other meters need not wait, perhaps for a person, but there
+            // is no need either to ask for them each time it is tried again.
+            if is_under_way && (day.is_under_way(&meter) || read_back::is_fresh(book, &meter, shift.now)) {
                 continue;
             }
             let stripe = match self.shown(shift, &meter, &billing.customer_id, tally.day, tally.day).await {
@@ -125,7 +125,7 @@ where
             // What was late rather than thrown away is here after all.
             let recovered = report::recover(book, &meter, stripe.saturating_sub(known));
             check.reported = known.saturating_add(recovered);
-            let finding = read_back::compare(&check, day.confirmed_at(), book.is_suspect);
+            let finding = read_back::compare(&check, day.confirmed_at(), book.suspects.contains(&meter));
             if finding == Finding::TooEarly {
                 again_in_secs = Some(SUMMARY_SETTLES_SECS);
                 continue;
@@ -137,20 +137,18 @@ where
                 look_again = true;
             }
             self.tell(shift, user_id, tally, &meter, finding, &check);
+            book.suspects.remove(&meter);
             book.checked.insert(meter, check);
         }
-        if is_under_way {
-            again_in_secs = again_in_secs.or(Some(SUMMARY_SETTLES_SECS));
-        }
-        if again_in_secs.is_none() {
-            book.is_suspect = false;
-            again_in_secs = look_again.then_some(DAY_SECS);
-        }
+        // What never came to be reported has nothing to look at.
+        let Book { suspects, meters, .. } = book;
+        suspects.retain(|meter| meters.get(meter).is_some_and(|entry| entry.reported > 0 || entry.intent.is_some()));
+        let again_in_secs = again_in_secs.or(is_under_way.then_some(SUMMARY_SETTLES_SECS)).or(look_again.then_some(DAY_SECS));
         book.due_at = read_back::next_look(tally, book, again_in_secs, shift.now).into_iter().chain(again).min();
         self.books.save(user_id, &tally.tally_key, book).await
     }
 
-    /// Takes back rejections of what Stripe has by now. `false` if it could not be asked.
+    /// Takes back rejections of what Stripe has by now. `false` if it could not be asked, or does not tell.
     pub(crate) async fn recover(
         &self,
         shift: &Shift,
@@ -167,6 +165,10 @@ where
         for meter in rejected {
             match self.shown(shift, &meter, &billing.customer_id, tally.day, tally.day).await {
                 Shown::Total(stripe) => {
+                    // What arrived of a report of unknown fate is not what was thrown away before.
+                    if day.is_under_way(&meter) {
+                        return Ok(false);
+                    }
                     report::recover(book, &meter, stripe.saturating_sub(reported(&day.books, &meter)));
                 }
                 Shown::Nothing => {}

@@ -170,17 +170,23 @@ where
         is_new: bool,
     ) -> Result<Commit, Unavailable> {
         let now = shift.now;
-        let was_suspect = book.is_suspect;
+        let known_suspects = book.suspects.clone();
         let is_meant = shift.rejections.as_ref().is_some_and(|rejections| read_back::may_be_rejected(book, rejections));
-        book.is_suspect |= is_meant;
+        if is_meant {
+            read_back::suspect(book);
+        }
         let is_settled = report::is_settled(tally, book);
         let again = (!is_settled).then(|| now.plus_secs(self.settings.interval_secs));
-        // What only a person can decide must not keep what Stripe threw away of the other meters from being found.
-        let waits =
-            !is_settled && report::unreported(tally, book).is_empty() && report::under_way(book, true, now).to_send.is_empty();
-        let wants_a_look = book.is_suspect || (is_settled && (read_back::is_unchecked(book) || read_back::differs(book)));
+        let wants_a_look = if is_settled {
+            !book.suspects.is_empty() || read_back::is_unchecked(book) || read_back::differs(book)
+        } else {
+            // What waits for a person must not keep what Stripe threw away of the other meters from being found.
+            let mut others = book.meters.iter().filter(|(_, entry)| entry.reported > 0 && entry.intent.is_none());
+            let is_stale = others.any(|(meter, _)| !read_back::is_fresh(book, meter, now));
+            is_stale && report::waits(tally, book, now) && read_back::is_watched(tally, now)
+        };
         let is_due = is_meant || book.due_at.is_some_and(|due_at| due_at <= now);
-        if (is_settled || waits) && !is_new && is_due && wants_a_look {
+        if !is_new && is_due && wants_a_look {
             return Box::pin(self.read_back(shift, owner.user_id, tally, billing, book, again)).await;
         }
         let planned = book.due_at.filter(|due_at| *due_at > now);
@@ -194,9 +200,9 @@ where
             let account = owner.account.as_ref().and_then(Option::as_ref);
             let planned = planned.unwrap_or_else(|| self.look_at(tally, billing, account, shift));
             let soon = now.plus_secs(SUMMARY_SETTLES_SECS);
-            wants_a_look.then(|| if book.is_suspect { planned.min(soon) } else { planned })
+            wants_a_look.then(|| if book.suspects.is_empty() { planned } else { planned.min(soon) })
         };
-        if book.due_at == due_at && book.is_suspect == was_suspect {
+        if book.due_at == due_at && book.suspects == known_suspects {
             return Ok(Commit::Done);
         }
         book.due_at = due_at;
@@ -259,12 +265,12 @@ where
             let mut run = shift.run.borrow_mut();
             match fate {
                 Fate::Delivered => run.delivered = run.delivered.saturating_add(1),
-                Fate::Refused => run.refused = run.refused.saturating_add(1),
+                Fate::Refused => {}
                 Fate::Lost | Fate::Unknown => run.add_pending(),
             }
             outcome.fates.push((meter, fate));
         }
-        self.settle(tally, book, outcome).await
+        self.settle(shift, tally, book, outcome).await
     }
 
     async fn send_one(
@@ -295,7 +301,7 @@ where
 
     /// Enters fates and saves the book, if there is anything to enter, in one with what goes into the quarantine: where that was
     /// done alone, the report's fate would be decided later, and it might be billed as well.
-    async fn settle(&self, tally: &Tally, book: &mut Book, outcome: Outcome) -> Result<Commit, Unavailable> {
+    async fn settle(&self, shift: &Shift, tally: &Tally, book: &mut Book, outcome: Outcome) -> Result<Commit, Unavailable> {
         if outcome.fates.iter().all(|(_, fate)| *fate == Fate::Unknown) {
             return Ok(Commit::Done);
         }
@@ -308,7 +314,22 @@ where
         if outcome.refused.is_empty() {
             return self.books.save(&tally.user_id, &tally.tally_key, book).await;
         }
-        self.books.save_and_quarantine(&tally.user_id, &tally.tally_key, book, &outcome.refused).await
+        self.save_and_quarantine(shift, tally, book, &outcome.refused).await
+    }
+
+    async fn save_and_quarantine(
+        &self,
+        shift: &Shift,
+        tally: &Tally,
+        book: &mut Book,
+        entries: &[Quarantined],
+    ) -> Result<Commit, Unavailable> {
+        let commit = self.books.save_and_quarantine(&tally.user_id, &tally.tally_key, book, entries).await?;
+        if commit == Commit::Done {
+            let mut run = shift.run.borrow_mut();
+            run.refused = run.refused.saturating_add(u64::try_from(entries.len()).unwrap_or(u64::MAX));
+        }
+        Ok(commit)
     }
 
     /// Decides what became of reports that are not sent any more, by what Stripe's meter has in their minute.
@@ -333,13 +354,12 @@ where
             let mut run = shift.run.borrow_mut();
             match fate {
                 Fate::Delivered => run.delivered = run.delivered.saturating_add(1),
-                Fate::Refused => run.refused = run.refused.saturating_add(1),
-                Fate::Lost => {}
+                Fate::Refused | Fate::Lost => {}
                 Fate::Unknown => run.overdue = run.overdue.saturating_add(1),
             }
             outcome.fates.push((meter, fate));
         }
-        self.settle(tally, book, outcome).await
+        self.settle(shift, tally, book, outcome).await
     }
 
     async fn decide_one(
@@ -454,10 +474,8 @@ where
                 at_ms: tally.day.start().as_secs().saturating_mul(1000),
             });
             report::set_aside(book, &meter, quantity);
-            let mut run = shift.run.borrow_mut();
-            run.refused = run.refused.saturating_add(1);
         }
-        self.books.save_and_quarantine(&tally.user_id, &tally.tally_key, book, &entries).await
+        self.save_and_quarantine(shift, tally, book, &entries).await
     }
 
     /// Has what was refused, rejected or could be billed in no period reported once more: of one tally, or of the past 36 days;
@@ -484,7 +502,7 @@ where
             if let Some((tally, billing)) = self.billed_tally(user_id, &key, &book).await?
                 && !self.recover(shift, user_id, &tally, &billing, &mut book).await?
             {
-                return Err(failed("Stripe could not be asked what it has by now"));
+                return Err(failed("Stripe could not be asked what it has by now, or a report of unknown fate is under way"));
             }
             let is_replayed = book.replay();
             if book != known {

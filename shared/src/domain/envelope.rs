@@ -91,7 +91,7 @@ fn text<'a>(value: &'a Value, field: &str) -> Option<&'a str> {
 /// A reference to another object: its id, or the object itself where it was expanded.
 fn reference<'a>(value: &'a Value, field: &str) -> Option<&'a str> {
     match value.get(field)? {
-        Value::String(id) if !id.is_empty() => Some(id),
+        Value::String(id) => Some(id),
         expanded => text(expanded, "id"),
     }
 }
@@ -178,7 +178,11 @@ mod tests {
         for body in ["", "nonsense", "{", "\u{feff}", "[[[[", &"[".repeat(100_000)] {
             check(body, &expect!["the body is not JSON"]);
         }
-        for body in ["{}", "[]", "null", "7", r#"{"id":1,"type":"x"}"#, r#"{"id":"evt_1"}"#, r#"{"id":"","type":"x"}"#] {
+        let long = format!(r#"{{"id":"evt_1","type":"{}"}}"#, "x".repeat(256));
+        for body in ["{}", "[]", "null", "7", r#"{"id":1,"type":"x"}"#, r#"{"id":"evt_1"}"#, r#"{"id":"","type":"x"}"#]
+            .into_iter()
+            .chain([r#"{"id":"evt_1","type":""}"#, &long])
+        {
             check(body, &expect!["the body is no Stripe event: it has no string `id` and `type`"]);
         }
     }

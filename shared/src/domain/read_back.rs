@@ -6,6 +6,7 @@
 
 use super::{
     counting::Billing,
+    id::MeterId,
     report::{Book, Check, SUMMARY_SETTLES_SECS, Tally},
     time::{DAY_SECS, EpochSecs, HOUR_SECS, MINUTE_SECS},
 };
@@ -68,6 +69,26 @@ pub fn may_be_rejected(book: &Book, rejections: &Rejections) -> bool {
     first <= rejections.last_at.plus_secs(CLOCKS_DIFFER_SECS) && may_be_last
 }
 
+/// Notes that what Stripe threw away may be of this book.
+pub fn suspect(book: &mut Book) {
+    let meters = book.meters.iter().filter(|(_, entry)| entry.reported > 0 || entry.intent.is_some());
+    book.suspects.extend(meters.map(|(meter, _)| meter.clone()));
+}
+
+/// Whether a meter was read back within the past day, nothing was confirmed since, and it is not suspect.
+#[must_use]
+pub fn is_fresh(book: &Book, meter: &MeterId, now: EpochSecs) -> bool {
+    let Some(check) = book.checked.get(meter) else { return false };
+    let is_newest = book.confirmed_at.is_none_or(|confirmed_at| check.at >= confirmed_at);
+    is_newest && !book.suspects.contains(meter) && now.secs_since(check.at) < DAY_SECS
+}
+
+/// Whether Stripe's summaries are still of use for a day.
+#[must_use]
+pub fn is_watched(tally: &Tally, now: EpochSecs) -> bool {
+    now.secs_since(tally.day.end()) < WATCHED_FOR_SECS
+}
+
 /// What a comparison comes to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Finding {
@@ -82,7 +103,7 @@ pub enum Finding {
 }
 
 /// Compares a check. `confirmed_at` is when anything of that day was last confirmed; `is_suspect`, whether Stripe said that it
-/// threw usage away that may be of that day.
+/// threw usage away that may be of that day and meter.
 #[must_use]
 pub fn compare(check: &Check, confirmed_at: Option<EpochSecs>, is_suspect: bool) -> Finding {
     if check.stripe == check.reported {
@@ -105,9 +126,8 @@ pub fn is_alarming(check: &Check) -> bool {
 /// differs; and no more once Stripe's summaries are of no use.
 #[must_use]
 pub fn next_look(tally: &Tally, book: &Book, again_in_secs: Option<i64>, now: EpochSecs) -> Option<EpochSecs> {
-    let is_watched = now.secs_since(tally.day.end()) < WATCHED_FOR_SECS;
     let again_in_secs = again_in_secs.or_else(|| differs(book).then_some(DAY_SECS));
-    again_in_secs.filter(|_| is_watched).map(|secs| now.plus_secs(secs))
+    again_in_secs.filter(|_| is_watched(tally, now)).map(|secs| now.plus_secs(secs))
 }
 
 #[cfg(test)]
@@ -117,7 +137,6 @@ mod tests {
     use super::*;
     use crate::domain::{
         account::tests::subscribed,
-        id::MeterId,
         price_list::PriceList,
         report::{self, MeterBook},
         time::UtcDay,

@@ -89,9 +89,9 @@ pub struct Book {
     /// When something was last confirmed, by our own clock.
     #[serde(default)]
     pub confirmed_at: Option<EpochSecs>,
-    /// Whether Stripe said that it threw usage away that may be of this book, and it was not read back since.
-    #[serde(default)]
-    pub is_suspect: bool,
+    /// The meters of which Stripe may have thrown usage away, by its own word, and that were not read back since.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub suspects: BTreeSet<MeterId>,
     /// The meters of which what was confirmed in a minute is not what Stripe has there, so that its summary decides nothing.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub undecidable: BTreeSet<MeterId>,
@@ -448,6 +448,15 @@ pub fn settle(book: &mut Book, meter: &MeterId, fate: Fate) {
 #[must_use]
 pub fn is_settled(tally: &Tally, book: &Book) -> bool {
     tally.billing.is_none() || (book.meters.values().all(|entry| entry.intent.is_none()) && unreported(tally, book).is_empty())
+}
+
+/// Whether all that is left of a book are reports that are not sent any more, and what can only be reported after them: it waits for
+/// what decides about them, perhaps a person.
+#[must_use]
+pub fn waits(tally: &Tally, book: &Book, now: EpochSecs) -> bool {
+    let is_under_way = |meter: &MeterId| book.meters.get(meter).is_some_and(|entry| entry.intent.is_some());
+    let under_way = under_way(book, true, now);
+    !under_way.overdue.is_empty() && under_way.to_send.is_empty() && unreported(tally, book).keys().all(is_under_way)
 }
 
 /// The day whose tally counts usage of that day within a segment: the day itself, unless what the segment has of it holds no

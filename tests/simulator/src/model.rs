@@ -573,10 +573,9 @@ impl Model {
     /// Whether something is owed that nobody can know: an invoice made in the second in which its subscription ended may be the last
     /// one for its usage, of which no status tells, and the event of its failure never came.
     pub(crate) fn has_untold_debt(&self, customer: &Customer, now: i64) -> bool {
-        customer.subscriptions.iter().any(|subscription| {
-            let Some((invoice, created, _)) = &subscription.overdue else { return false };
-            subscription.ended.is_some_and(|ended| ended <= *created) && self.failures_told(invoice, now).next().is_none()
-        })
+        let Some(subscription) = customer.counts(now) else { return false };
+        let Some((invoice, created, _)) = &subscription.overdue else { return false };
+        subscription.ended == Some(*created) && self.failures_told(invoice, now).next().is_none()
     }
 
     /// Since when the open invoice of the subscription that counts is overdue, as the account says. That it is right is checked on its own.

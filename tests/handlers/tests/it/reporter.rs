@@ -132,7 +132,7 @@ async fn what_is_counted_is_reported_once_per_meter_and_a_second_run_reports_not
     assert_eq!(bench.run().await, Run { tallies: 1, ..Run::default() });
     assert_eq!(bench.world.meters.attempts().len(), 3);
     expect![[r#"
-        {"book_key":"2026-11-22/6:billed/7:sub_Ada/10:1794268800/16:7fb1b4d849779f3c","confirmed_at":1795348800,"due_at":1795399200,"due_shard":"00","first_sent_at":1795348800,"is_suspect":false,"meters":{"requests":{"confirmed_in_last_minute":3,"intent":null,"last_minute":1795348800,"quarantined":0,"reported":3},"tokens_in":{"confirmed_in_last_minute":2436,"intent":null,"last_minute":1795348800,"quarantined":0,"reported":2436},"tokens_out":{"confirmed_in_last_minute":720,"intent":null,"last_minute":1795348800,"quarantined":0,"reported":720}},"user_id":"ada","version":2}
+        {"book_key":"2026-11-22/6:billed/7:sub_Ada/10:1794268800/16:7fb1b4d849779f3c","confirmed_at":1795348800,"due_at":1795399200,"due_shard":"00","first_sent_at":1795348800,"meters":{"requests":{"confirmed_in_last_minute":3,"intent":null,"last_minute":1795348800,"quarantined":0,"reported":3},"tokens_in":{"confirmed_in_last_minute":2436,"intent":null,"last_minute":1795348800,"quarantined":0,"reported":2436},"tokens_out":{"confirmed_in_last_minute":720,"intent":null,"last_minute":1795348800,"quarantined":0,"reported":720}},"user_id":"ada","version":2}
         2026-11-22T11:00:00Z"#]].assert_eq(&format!("{}\n{}", bench.book().await, bench.settled_through().await));
 }
 
@@ -1107,6 +1107,19 @@ async fn a_book_whose_race_is_lost_after_stripes_word_is_looked_at_by_the_next_r
     assert_eq!(bench.book().await["rejected"]["requests"], 1);
 }
 
+/// A report of the hour at which `thrown_away` begins.
+fn unknown_fate(event_name: &str, quantity: u64) -> Intent {
+    Intent {
+        identifier: "id-unknown".to_owned(),
+        event_name: event_name.to_owned(),
+        customer: customer("cus_Ada"),
+        quantity,
+        minute: at("2026-11-22T12:00:00Z"),
+        first_attempt_at: at("2026-11-22T12:00:00Z"),
+        confirmed_before: 0,
+    }
+}
+
 /// Found by the simulator: what Stripe threw away was found of no meter of the day, for as long as the fate of another one's report
 /// was not known.
 #[tokio::test]
@@ -1115,22 +1128,16 @@ async fn a_report_of_unknown_fate_does_not_keep_the_days_other_meters_from_being
         let bench = thrown_away().await;
         let (store, ada, day) = (bench.world.store(), user("ada"), UtcDay::parse("2026-11-22").unwrap());
         let key = store.book_keys(&ada, day, day).await.unwrap().remove(0);
-        let intent = Intent {
-            identifier: "id-unknown".to_owned(),
-            event_name: "tokens_out".to_owned(),
-            customer: customer("cus_Ada"),
-            quantity: 7,
-            minute: at("2026-11-22T12:00:00Z"),
-            first_attempt_at: at("2026-11-22T12:00:00Z"),
-            confirmed_before: 0,
-        };
         let billing = store.tally(&ada, &key).await.unwrap().unwrap().billing;
         let (its_key, mut book) = match is_in_its_own_book {
             true => (key.clone(), store.book(&ada, &key).await.unwrap()),
             false => ("2026-11-22/other".to_owned(), Book { billing, ..Book::default() }),
         };
         let tokens_out = MeterId::new("tokens_out").unwrap();
-        book.meters.entry(tokens_out.clone()).or_default().intent = Some(intent);
+        let entry = book.meters.entry(tokens_out.clone()).or_default();
+        // More than it was counted, and waits with it.
+        entry.reported = entry.reported.saturating_sub(20);
+        entry.intent = Some(unknown_fate("tokens_out", 7));
         book.undecidable.insert(tokens_out);
         store.save(&ada, &its_key, &mut book).await.unwrap();
         // It cannot be sent again, and its minute does not tell.
@@ -1138,12 +1145,59 @@ async fn a_report_of_unknown_fate_does_not_keep_the_days_other_meters_from_being
         let run = bench.run().await;
         assert_eq!((run.rejected, run.checked, run.overdue), (1, 2, u64::from(is_in_its_own_book)), "{run:?}");
         let book = store.book(&ada, &key).await.unwrap();
-        assert!(book.is_suspect, "the third is still to be looked at");
+        let suspects: Vec<_> = book.suspects.iter().map(MeterId::as_str).collect();
+        assert_eq!(suspects, ["tokens_out"], "it is still to be looked at");
         assert_eq!(book.checked.keys().map(MeterId::as_str).collect::<Vec<_>>(), ["requests", "tokens_in"]);
         // Each whole run comes to what waits for a person, since the alarm counts it.
         let soonest = bench.world.clock.now().plus_secs(if is_in_its_own_book { 0 } else { 3_600 });
         assert_eq!(book.due_at, Some(soonest));
+        // It asks Stripe for the others again a day later, and for 35 days at most.
+        let asked = bench.world.meters.faults.calls("total");
+        for _ in 0..3 {
+            bench.world.clock.advance_ms(3_600_000);
+            bench.run().await;
+        }
+        assert_eq!(bench.world.meters.faults.calls("total"), asked);
+        bench.world.clock.advance_ms(DAY_SECS * 1000);
+        assert_eq!(bench.run().await.checked, 2);
+        bench.world.clock.set("2026-12-28T00:00:00Z");
+        bench.run().await;
+        let checked = store.book(&ada, &key).await.unwrap().checked;
+        bench.world.clock.advance_ms(2 * DAY_SECS * 1000);
+        bench.run().await;
+        assert_eq!(store.book(&ada, &key).await.unwrap().checked, checked);
     }
+}
+
+#[tokio::test]
+async fn a_meter_that_could_not_be_asked_for_stays_suspect_in_its_book() {
+    let bench = thrown_away().await;
+    bench.world.clock.advance_ms(5 * DAY_SECS * 1000);
+    bench.world.meters.faults.at("total", 1, Fault::LoseRequest);
+    let run = bench.run().await;
+    assert_eq!((run.errors.len(), run.rejected), (1, 0), "{run:?}");
+    assert_eq!(bench.world.store().rejections().await.unwrap(), None, "no run has to look at everything for it");
+    bench.world.clock.advance_ms(3_600_000);
+    assert_eq!(bench.run().await.rejected, 1);
+}
+
+#[tokio::test]
+async fn what_arrived_of_a_report_of_unknown_fate_is_not_taken_for_what_was_thrown_away() {
+    let bench = thrown_away().await;
+    bench.world.clock.advance_ms(3_600_000);
+    assert_eq!(bench.run().await.rejected, 1);
+    let (store, ada) = (bench.world.store(), user("ada"));
+    let day = UtcDay::parse("2026-11-22").unwrap();
+    let key = store.book_keys(&ada, day, day).await.unwrap().remove(0);
+    let mut book = store.book(&ada, &key).await.unwrap();
+    let requests = MeterId::new("requests").unwrap();
+    book.meters.get_mut(&requests).unwrap().intent = Some(unknown_fate("requests", 5));
+    store.save(&ada, &key, &mut book).await.unwrap();
+    bench.world.meters.stray("requests", at("2026-11-22T13:00:00Z"), 5);
+    let order = Order::Replay { user_id: ada.clone(), tally_key: None };
+    let refused = bench.reporter.run(bench.world.clock.now(), Some(&order), &invocation(&bench.world, "inv")).await;
+    assert!(refused.unwrap_err().to_string().contains("try again"));
+    assert_eq!(store.book(&ada, &key).await.unwrap(), book);
 }
 
 #[tokio::test]
