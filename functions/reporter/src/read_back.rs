@@ -112,7 +112,7 @@ where
             let stripe = match self.shown(shift, &meter, &billing.customer_id, tally.day, tally.day).await {
                 Shown::Total(stripe) => stripe,
                 Shown::Nothing => {
-                    again_in_secs = Some(DAY_SECS);
+                    look_again = true;
                     continue;
                 }
                 Shown::NotNow => {

@@ -178,7 +178,10 @@ where
         let is_settled = report::is_settled(tally, book);
         let again = (!is_settled).then(|| now.plus_secs(self.settings.interval_secs));
         let wants_a_look = if is_settled {
-            !book.suspects.is_empty() || read_back::is_unchecked(book) || read_back::differs(book)
+            !book.suspects.is_empty()
+                || read_back::is_unchecked(book)
+                || read_back::differs(book)
+                || (book.due_at.is_some() && read_back::may_recover(book))
         } else {
             // What waits for a person must not keep what Stripe threw away of the other meters from being found.
             let mut others = book.meters.iter().filter(|(_, entry)| entry.reported > 0 && entry.intent.is_none());

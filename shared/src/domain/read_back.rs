@@ -47,6 +47,12 @@ pub fn differs(book: &Book) -> bool {
     book.checked.values().any(|check| check.stripe != check.reported)
 }
 
+/// Whether something counts as rejected that may have been late only: it is looked at once more when the book is due.
+#[must_use]
+pub fn may_recover(book: &Book) -> bool {
+    book.rejected.keys().any(|meter| book.totals(meter).rejected > 0)
+}
+
 /// When Stripe said that it threw usage away.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Rejections {

@@ -197,6 +197,10 @@ fn changes(user_id: &UserId, book: &Book) -> Result<(Changes, String), Unavailab
     for (attribute, _) in absent {
         changes.remove(&attribute);
     }
+    // The one set that becomes empty again: what is not written would stay.
+    if book.suspects.is_empty() {
+        changes.remove("suspects");
+    }
     match book.due_at {
         Some(_) => changes.set("due_shard", text(format!("{:02}", shard_of(user_id.as_str(), DUE_SHARDS)))),
         None => changes.remove("due_shard"),

@@ -1177,8 +1177,29 @@ async fn a_meter_that_could_not_be_asked_for_stays_suspect_in_its_book() {
     let run = bench.run().await;
     assert_eq!((run.errors.len(), run.rejected), (1, 0), "{run:?}");
     assert_eq!(bench.world.store().rejections().await.unwrap(), None, "no run has to look at everything for it");
+    let day = UtcDay::parse("2026-11-22").unwrap();
+    let books = || async { bench.world.store().books(&user("ada"), day, day).await.unwrap() };
+    assert_eq!(books().await.values().next().unwrap().suspects.len(), 3);
     bench.world.clock.advance_ms(3_600_000);
     assert_eq!(bench.run().await.rejected, 1);
+    assert!(books().await.values().all(|book| book.suspects.is_empty()), "stored so, too");
+}
+
+/// Stripe promises no time within which its summaries are whole.
+#[tokio::test]
+async fn what_was_rejected_is_looked_at_once_more_a_day_later_and_taken_back_if_it_was_only_late() {
+    let bench = thrown_away().await;
+    bench.world.clock.advance_ms(3_600_000);
+    assert_eq!((bench.run().await.rejected, bench.book().await["rejected"]["requests"].clone()), (1, json!(1)));
+    bench.world.meters.stray("requests", at("2026-11-22T12:00:00Z"), 1);
+    bench.world.clock.advance_ms(60_000);
+    bench.run().await;
+    bench.world.clock.advance_ms(DAY_SECS * 1000);
+    assert_eq!(bench.run().await.checked, 3);
+    let day = UtcDay::parse("2026-11-22").unwrap();
+    let book = bench.world.store().books(&user("ada"), day, day).await.unwrap().into_values().next().unwrap();
+    assert_eq!(book.totals(&MeterId::new("requests").unwrap()), BookTotals { reported: 3, ..BookTotals::default() });
+    assert_eq!(book.due_at, None);
 }
 
 #[tokio::test]
