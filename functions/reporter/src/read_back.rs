@@ -5,7 +5,7 @@ use tokentill::{
         counting::Billing,
         id::{CustomerId, MeterId, UserId},
         read_back::{self, Finding},
-        report::{self, Book, Check, SUMMARY_SETTLES_SECS, Tally},
+        report::{self, Book, Check, MeterBook, SUMMARY_SETTLES_SECS, Tally},
         time::{DAY_SECS, EpochSecs, UtcDay},
     },
     log::{self, Line},
@@ -42,7 +42,7 @@ impl Day {
     }
 
     fn is_under_way(&self, meter: &MeterId) -> bool {
-        self.books.iter().any(|(_, book)| book.meters.get(meter).is_some_and(|entry| entry.intent.is_some()))
+        self.books.iter().any(|(_, book)| book.is_under_way(meter))
     }
 }
 
@@ -96,7 +96,7 @@ where
         again: Option<EpochSecs>,
     ) -> Result<Commit, Unavailable> {
         let day = self.day_of(user_id, tally, billing).await?;
-        let is_under_way = day.books.iter().any(|(_, book)| book.meters.values().any(|entry| entry.intent.is_some()));
+        let is_under_way = day.books.iter().any(|(_, book)| book.has_something_under_way());
         let mut again_in_secs = None;
         let mut look_again = false;
         let meters: Vec<MeterId> = book.meters.iter().filter(|(_, entry)| entry.reported > 0).map(|(id, _)| id.clone()).collect();
@@ -142,7 +142,7 @@ where
         }
         // What never came to be reported has nothing to look at.
         let Book { suspects, meters, .. } = book;
-        suspects.retain(|meter| meters.get(meter).is_some_and(|entry| entry.reported > 0 || entry.intent.is_some()));
+        suspects.retain(|meter| meters.get(meter).is_some_and(MeterBook::may_be_at_stripe));
         let again_in_secs = again_in_secs.or(is_under_way.then_some(SUMMARY_SETTLES_SECS)).or(look_again.then_some(DAY_SECS));
         book.due_at = read_back::next_look(tally, book, again_in_secs, shift.now).into_iter().chain(again).min();
         self.books.save(user_id, &tally.tally_key, book).await

@@ -92,9 +92,7 @@ where
         let Some((tally, billing)) = self.billed_tally(owner.user_id, key, &book).await? else { return Ok(Visited::Done) };
         let confirmed_at = book.confirmed_at;
         // What is under way from an earlier run goes first, so that what is new can be intended after it.
-        if book.meters.values().any(|entry| entry.intent.is_some())
-            && !Box::pin(self.go_on(shift, owner, &tally, &billing, &mut book)).await?
-        {
+        if book.has_something_under_way() && !Box::pin(self.go_on(shift, owner, &tally, &billing, &mut book)).await? {
             return Ok(Visited::Again);
         }
         let mut next = None;
@@ -194,7 +192,7 @@ where
         }
         let planned = book.due_at.filter(|due_at| *due_at > now);
         let due_at = if let Some(again) = again {
-            if book.meters.values().all(|entry| entry.intent.is_none()) {
+            if !book.has_something_under_way() {
                 // Nothing is under way and something is left: it has no minute yet, or its meter left the price list.
                 shift.run.borrow_mut().add_pending();
             }

@@ -77,7 +77,7 @@ pub fn may_be_rejected(book: &Book, rejections: &Rejections) -> bool {
 
 /// Notes that what Stripe threw away may be of this book.
 pub fn suspect(book: &mut Book) {
-    let meters = book.meters.iter().filter(|(_, entry)| entry.reported > 0 || entry.intent.is_some());
+    let meters = book.meters.iter().filter(|(_, entry)| entry.may_be_at_stripe());
     book.suspects.extend(meters.map(|(meter, _)| meter.clone()));
 }
 

@@ -145,6 +145,18 @@ impl Book {
         }
     }
 
+    /// Whether a report of a meter is under way.
+    #[must_use]
+    pub fn is_under_way(&self, meter: &MeterId) -> bool {
+        self.meters.get(meter).is_some_and(|entry| entry.intent.is_some())
+    }
+
+    /// Whether a report of any meter is under way.
+    #[must_use]
+    pub fn has_something_under_way(&self) -> bool {
+        self.meters.values().any(|entry| entry.intent.is_some())
+    }
+
     /// Has everything reported once more that Stripe threw away or refused. Returns whether there is anything.
     pub fn replay(&mut self) -> bool {
         let mut any = false;
@@ -217,6 +229,14 @@ pub struct MeterBook {
     /// What was confirmed in that minute.
     #[serde(default)]
     pub confirmed_in_last_minute: u64,
+}
+
+impl MeterBook {
+    /// Whether Stripe may have something of it.
+    #[must_use]
+    pub fn may_be_at_stripe(&self) -> bool {
+        self.reported > 0 || self.intent.is_some()
+    }
 }
 
 /// A report under way, with everything that is sent. Immutable once it is written.
@@ -447,16 +467,17 @@ pub fn settle(book: &mut Book, meter: &MeterId, fate: Fate) {
 /// Whether nothing of the tally is left to report and nothing is under way.
 #[must_use]
 pub fn is_settled(tally: &Tally, book: &Book) -> bool {
-    tally.billing.is_none() || (book.meters.values().all(|entry| entry.intent.is_none()) && unreported(tally, book).is_empty())
+    tally.billing.is_none() || (!book.has_something_under_way() && unreported(tally, book).is_empty())
 }
 
 /// Whether all that is left of a book are reports that are not sent any more, and what can only be reported after them: it waits for
 /// what decides about them, perhaps a person.
 #[must_use]
 pub fn waits(tally: &Tally, book: &Book, now: EpochSecs) -> bool {
-    let is_under_way = |meter: &MeterId| book.meters.get(meter).is_some_and(|entry| entry.intent.is_some());
     let under_way = under_way(book, true, now);
-    !under_way.overdue.is_empty() && under_way.to_send.is_empty() && unreported(tally, book).keys().all(is_under_way)
+    !under_way.overdue.is_empty()
+        && under_way.to_send.is_empty()
+        && unreported(tally, book).keys().all(|meter| book.is_under_way(meter))
 }
 
 /// The day whose tally counts usage of that day within a segment: the day itself, unless what the segment has of it holds no
