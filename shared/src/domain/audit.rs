@@ -93,7 +93,41 @@ impl CountedIn {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::domain::{account::tests::subscribed, counting::tally_key, price_list::PriceList, segment::place};
+    use crate::domain::{
+        account::tests::subscribed,
+        counting::{Intake, judge, tally_key},
+        price_list::PriceList,
+        segment::place,
+        usage::{Message, read_message},
+    };
+
+    /// The row of a call of that request, at 2026-11-22T11:59:00Z.
+    fn row(request_id: &str) -> LedgerRow {
+        let event = serde_json::json!({
+            "request_id": request_id, "user_id": "ada", "endpoint": "/v1/x", "tokens_in": 1, "tokens_out": 0, "success": true,
+            "timestamp": "2026-11-22T11:59:00Z",
+        });
+        let Ok(Message::Events(mut entries)) = read_message(&event.to_string()) else { panic!("{event}") };
+        let intake = Intake { received_at_ms: 1_795_348_800_000, written_by: "invocation".into(), retention_days: 400 };
+        let at = EpochSecs::parse_rfc3339("2026-11-22T11:59:00Z").unwrap();
+        judge(&entries.remove(0).unwrap(), at, None, &PriceList::shipped().unwrap(), &intake).row
+    }
+
+    #[test]
+    fn a_rows_place_is_where_the_time_index_has_it() {
+        let mut shards = std::collections::BTreeSet::new();
+        for request in 0..200 {
+            let row = row(&format!("req_{request}"));
+            let place = Position::of(&row).unwrap();
+            assert_eq!(place.at.to_string(), "2026-11-22T11:59:00Z");
+            assert_eq!((place.request_id.as_str(), &place.row), (row.request_id.as_str(), &row.row));
+            assert_eq!(row.time_key, format!("3:ada/2:{:02}", place.shard()));
+            shards.insert(place.shard());
+        }
+        assert_eq!(shards.len(), usize::from(TIME_SHARDS));
+        let of_another_version = LedgerRow { at_key: "2026-11-22".into(), ..row("req_1") };
+        assert_eq!(Position::of(&of_another_version), None);
+    }
 
     #[test]
     fn a_tallys_key_says_in_words_where_something_was_counted() {

@@ -80,3 +80,38 @@ impl DomainEvent {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::{
+        access,
+        account::{Overdue, tests::subscribed},
+        facts::Status,
+        notice::due,
+        price_list::{GraceAccess, PriceList},
+    };
+
+    #[test]
+    fn allowed_is_what_an_access_check_says_at_that_moment() {
+        let moment = |text: &str| EpochSecs::parse_rfc3339(text).unwrap();
+        for (grace, now, expected) in [
+            (GraceAccess::Full, "2026-11-20T12:00:05Z", ("grace.started", true, None)),
+            (GraceAccess::None, "2026-11-20T12:00:05Z", ("grace.started", false, Some(Reason::PaymentOverdue))),
+            (GraceAccess::Full, "2026-11-28T00:00:00Z", ("access.ended", false, Some(Reason::PaymentOverdue))),
+        ] {
+            let mut prices = PriceList::shipped().unwrap();
+            prices.plans.iter_mut().filter(|plan| !plan.prices.is_empty()).for_each(|plan| plan.grace = grace.clone());
+            let mut account = subscribed("2026-11-10T00:00:00Z");
+            due(&mut account, &prices, moment("2026-11-20T00:00:00Z"));
+            account.subscription.as_mut().unwrap().status = Status::PastDue;
+            account.overdue.insert(InvoiceId::new("in_1").unwrap(), Overdue { since: moment("2026-11-20T12:00:00Z") });
+            let events: Vec<_> =
+                due(&mut account, &prices, moment(now)).iter().map(|notice| DomainEvent::of(notice, 0, false)).collect();
+            let [event] = events.as_slice() else { panic!("{events:?}") };
+            assert_eq!((event.r#type.as_str(), event.allowed, event.reason), expected, "{grace:?} at {now}");
+            let standing = access::standing(Some(&account), &prices, moment(now));
+            assert_eq!((event.state, event.allowed), (standing.state, standing.allows()));
+        }
+    }
+}

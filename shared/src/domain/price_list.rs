@@ -471,6 +471,13 @@ mod tests {
     }
 
     #[test]
+    fn a_meter_may_count_any_unit_by_its_name() {
+        let text = SHIPPED.replacen("counts = \"requests\"", "counts = \"units.images\"", 1);
+        let list = PriceList::parse(&text).unwrap();
+        assert!(list.meters.iter().any(|meter| meter.counts == Counts::Unit("images".into())));
+    }
+
+    #[test]
     fn a_list_that_breaks_a_rule_is_refused_with_the_rule() {
         let broken = |from: &str, to: &str| {
             let text = SHIPPED.replacen(from, to, 1);

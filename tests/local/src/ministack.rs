@@ -95,9 +95,10 @@ impl MiniStack {
         &self.url
     }
 
-    /// Kills the one running process of a function, as a machine that breaks would, and waits until it is gone.
+    /// Kills the processes of a function, as a machine that breaks would, and waits until they are gone. Beside the one that is at
+    /// work the emulator may keep another one for later.
     pub(crate) async fn kill_function(&self, function: &str) -> Result<()> {
-        self.service.kill_member(&format!("AWS_LAMBDA_FUNCTION_NAME={function}")).await
+        self.service.kill_members(&format!("AWS_LAMBDA_FUNCTION_NAME={function}")).await
     }
 
     /// Ends it.

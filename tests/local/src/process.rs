@@ -6,6 +6,7 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use rustix::io::Errno;
 use rustix::process::{Pid, Signal, getpgid, kill_process, kill_process_group, test_kill_process_group};
 use serde::{Deserialize, Serialize};
 use tokio::process::{Child, Command};
@@ -169,21 +170,26 @@ impl Service {
         }
     }
 
-    /// Kills, by force and alone, the one process of this service that has this variable with this value, `NAME=value`.
-    pub(crate) async fn kill_member(&self, variable: &str) -> Result<()> {
+    /// Kills, by force and alone, every process of this service that has this variable with this value, `NAME=value`.
+    pub(crate) async fn kill_members(&self, variable: &str) -> Result<()> {
         let group = Pid::from_raw(self.group.identity.pid);
         // Only what this very service started: another stack on this machine has functions of the same names.
         let is_ours = |pid: &i32| Pid::from_raw(*pid).is_some_and(|pid| getpgid(Some(pid)).ok() == group);
-        // Others may come and go beside the one that stays.
-        let process = poll("one process alone to be running", Duration::from_secs(6), Duration::from_millis(20), || async {
+        let processes = poll("a process to be running", Duration::from_secs(6), Duration::from_millis(20), || async {
             let found: Vec<Identity> = with_variable(variable)?.into_iter().filter(is_ours).filter_map(Identity::of).collect();
-            Ok(<[Identity; 1]>::try_from(found).ok().map(|[one]| one))
+            Ok((!found.is_empty()).then_some(found))
         })
         .await
         .with_context(|| format!("looking for {variable} among the processes of {}", self.name))?;
-        kill_process(Pid::from_raw(process.pid).context("no process")?, Signal::KILL)?;
-        poll("a killed process to be gone", Duration::from_secs(4), Duration::from_millis(20), || async {
-            Ok((!process.is_running()).then_some(()))
+        for process in &processes {
+            match kill_process(Pid::from_raw(process.pid).context("no process")?, Signal::KILL) {
+                // One that ended by itself meanwhile.
+                Ok(()) | Err(Errno::SRCH) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        poll("killed processes to be gone", Duration::from_secs(4), Duration::from_millis(20), || async {
+            Ok((!processes.iter().any(Identity::is_running)).then_some(()))
         })
         .await
     }
