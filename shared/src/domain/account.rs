@@ -102,6 +102,17 @@ pub struct Announced {
     /// The announced end of the subscription, if its end was told.
     #[serde(default)]
     pub ending_at: Option<EpochSecs>,
+    /// The state in which the end of access was told, as long as nothing was told since but what the ended subscription owes.
+    #[serde(default)]
+    pub end_told: Option<State>,
+}
+
+impl Announced {
+    /// The state that was told last of access: what is owed of a subscription whose end was told gives none.
+    #[must_use]
+    pub fn of_access(&self) -> Option<State> {
+        self.end_told.or(self.state)
+    }
 }
 
 impl Account {
@@ -187,7 +198,7 @@ pub(crate) mod tests {
             paid_until: None,
             clock_offset_secs: 0,
             fetched_at_ms: start.as_secs() * 1000,
-            announced: Announced { state: Some(State::Active), plan, reminders: 0, ending_at: None },
+            announced: Announced { state: Some(State::Active), plan, ..Announced::default() },
             told_at: None,
             trial_end_told: None,
             refused_claimants: BTreeSet::new(),

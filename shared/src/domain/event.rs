@@ -103,7 +103,7 @@ mod tests {
             let mut prices = PriceList::shipped().unwrap();
             prices.plans.iter_mut().filter(|plan| !plan.prices.is_empty()).for_each(|plan| plan.grace = grace.clone());
             let mut account = subscribed("2026-11-10T00:00:00Z");
-            due(&mut account, &prices, moment("2026-11-20T00:00:00Z"));
+            let _told_before = due(&mut account, &prices, moment("2026-11-20T00:00:00Z"));
             account.subscription.as_mut().unwrap().status = Status::PastDue;
             account.overdue.insert(InvoiceId::new("in_1").unwrap(), Overdue { since: moment("2026-11-20T12:00:00Z") });
             let events: Vec<_> =

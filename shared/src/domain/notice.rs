@@ -149,29 +149,34 @@ pub fn due(account: &mut Account, prices: &PriceList, now: EpochSecs) -> Vec<Not
     let subscribed = |state: Option<State>| matches!(state, Some(State::Trialing | State::Active | State::Grace | State::Ended));
     // The last invoice of a subscription whose end was told gives nothing and restores nothing: it is owed, and told as that.
     let is_over = account.subscription.as_ref().is_some_and(|subscription| subscription.status == Status::Canceled);
+    let end_told = told
+        .of_access()
+        .filter(|state| is_over && standing.state == State::Grace && matches!(state, State::Ended | State::Free | State::None));
     match (told.state, standing.state) {
-        (Some(State::Ended | State::Free | State::None), State::Grace) if is_over => {}
+        (_, State::Grace) if end_told.is_some() => {}
         (_, State::Active | State::Trialing | State::Grace) if told_of_nothing(&told, prices) && standing.reason.is_none() => {
             kinds.push(NoticeKind::AccessRestored)
         }
-        (before, State::Active | State::Trialing | State::Grace) if !subscribed(before) => {
+        (_, State::Active | State::Trialing | State::Grace) if !subscribed(told.of_access()) => {
             kinds.push(NoticeKind::AccountProvisioned)
         }
         (before, State::Ended) if subscribed(before) && before != Some(State::Ended) => kinds.push(NoticeKind::AccessEnded),
         (before, State::Free | State::None) if subscribed(before) => kinds.push(NoticeKind::SubscriptionEnded),
         _ => {}
     }
+    // A new subscription's grace period is another one.
+    let owed_before = told.state == Some(State::Grace) && (told.end_told.is_none() || end_told.is_some());
     match (told.state, standing.state) {
-        (before, State::Grace) if before != Some(State::Grace) => kinds.push(NoticeKind::GraceStarted),
+        (_, State::Grace) if !owed_before => kinds.push(NoticeKind::GraceStarted),
         (Some(State::Grace), State::Active | State::Trialing) => kinds.push(NoticeKind::GraceCleared),
         _ => {}
     }
     // Who had no subscription that was told of hears of the plan as the account is provisioned.
-    if subscribed(told.state) && subscribed(Some(standing.state)) && told.plan != standing.plan {
+    if subscribed(told.of_access()) && subscribed(Some(standing.state)) && told.plan != standing.plan {
         kinds.push(NoticeKind::PlanChanged);
     }
     let reminders = reminders_reached(account, prices, &standing, local);
-    if told.state == Some(State::Grace) && reminders.len() > usize::from(told.reminders) {
+    if owed_before && reminders.len() > usize::from(told.reminders) {
         kinds.push(NoticeKind::GraceReminder);
     }
     let (of_the_end, ending_at) = ending(account, &standing, told.ending_at);
@@ -213,6 +218,7 @@ pub fn due(account: &mut Account, prices: &PriceList, now: EpochSecs) -> Vec<Not
         plan: standing.plan.clone(),
         reminders: u8::try_from(reminders.len()).unwrap_or(u8::MAX),
         ending_at,
+        end_told,
     };
     account.trial_end_told = trial_end.or(account.trial_end_told);
     notices
@@ -220,7 +226,7 @@ pub fn due(account: &mut Account, prices: &PriceList, now: EpochSecs) -> Vec<Not
 
 /// Whether what was told last is that nothing is allowed: access has ended, or the plan gives none while a payment is overdue.
 fn told_of_nothing(told: &Announced, prices: &PriceList) -> bool {
-    match told.state {
+    match told.of_access() {
         Some(State::Ended) => true,
         Some(State::Grace) => grace_is_worth_nothing(told.plan.as_ref(), prices),
         _ => false,
@@ -509,6 +515,48 @@ mod tests {
             account.announced.state = state;
             account.overdue.insert(InvoiceId::new("in_1").unwrap(), Overdue { since: at("2026-12-10T01:00:00Z") });
             assert_eq!(tell(&mut account, "2026-12-10T01:00:05Z"), [first, "grace.started"]);
+        }
+    }
+
+    #[test]
+    fn whose_end_was_told_hears_of_the_access_of_a_new_subscription_whatever_the_old_one_still_owes() {
+        for (told_before, restored, changed) in
+            [(State::Free, "account.provisioned", None), (State::Ended, "access.restored", Some("plan.changed"))]
+        {
+            let mut over = subscribed("2026-11-10T00:00:00Z");
+            over.subscription.as_mut().unwrap().status = Status::Canceled;
+            over.announced.state = Some(told_before);
+            over.overdue.insert(InvoiceId::new("in_1").unwrap(), Overdue { since: at("2026-12-10T01:00:00Z") });
+            assert_eq!(tell(&mut over, "2026-12-10T01:00:05Z"), ["grace.started"]);
+            assert_eq!(tell(&mut over, "2026-12-10T02:00:00Z"), Vec::<String>::new());
+            assert_eq!(tell(&mut over, "2026-12-13T01:00:00Z"), ["grace.reminder"]);
+
+            let mut renewed = over.clone();
+            let subscription = renewed.subscription.as_mut().unwrap();
+            (subscription.status, subscription.plan) = (Status::Active, Some(crate::domain::id::PlanId::new("max").unwrap()));
+            renewed.overdue.clear();
+            let mut failing = renewed.clone();
+            let told: Vec<_> = [restored, "grace.cleared"].into_iter().chain(changed).collect();
+            assert_eq!(tell(&mut renewed, "2026-12-14T00:00:00Z"), told);
+            assert_eq!(tell(&mut renewed, "2026-12-14T00:00:01Z"), Vec::<String>::new());
+
+            // Its own first payment fails: a grace period of its own, with its own reminders.
+            failing.subscription.as_mut().unwrap().status = Status::PastDue;
+            failing.overdue.insert(InvoiceId::new("in_2").unwrap(), Overdue { since: at("2026-12-14T00:00:00Z") });
+            let told: Vec<_> = [restored, "grace.started"].into_iter().chain(changed).collect();
+            assert_eq!(tell(&mut failing, "2026-12-14T00:00:05Z"), told);
+            assert_eq!(tell(&mut failing, "2026-12-17T00:00:00Z"), ["grace.reminder"]);
+
+            // What it owes is paid late, and what was paid for lasts.
+            let mut paid = over.clone();
+            paid.overdue.clear();
+            paid.paid_until = Some(at("2027-01-10T00:00:00Z"));
+            assert_eq!(tell(&mut paid, "2026-12-14T00:00:00Z"), [restored, "grace.cleared"]);
+            // Or nothing does.
+            paid = over.clone();
+            paid.overdue.clear();
+            assert_eq!(tell(&mut paid, "2026-12-14T00:00:00Z"), ["subscription.ended"]);
+            assert_eq!(paid.announced.of_access(), Some(State::Free));
         }
     }
 

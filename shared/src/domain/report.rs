@@ -92,7 +92,8 @@ pub struct Book {
     /// The meters of which Stripe may have thrown usage away, by its own word, and that were not read back since.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub suspects: BTreeSet<MeterId>,
-    /// The meters of which what was confirmed in a minute is not what Stripe has there, so that its summary decides nothing.
+    /// The meters of which nobody knows what was reported in which minute, so that a minute's summary decides nothing: a person took
+    /// what Stripe has for what was reported.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub undecidable: BTreeSet<MeterId>,
     /// When the reporter has to come back to it although nothing is counted, a real moment.
@@ -286,7 +287,8 @@ pub enum Fate {
 }
 
 /// Writes an intent for every meter of which something is unreported and nothing under way. `minute` is what the reports
-/// carry, and `now` the real moment. Returns whether the book changed.
+/// carry, unless one that carries a later one was confirmed by a clock that is ahead, and `now` the real moment. Returns whether the
+/// book changed.
 pub fn intend(
     tally: &Tally,
     book: &mut Book,
@@ -305,6 +307,8 @@ pub fn intend(
             continue;
         }
         let quantity = quantity.min(MAX_REPORT_QUANTITY);
+        // Never an earlier minute again: what was confirmed in it is not kept.
+        let minute = entry.last_minute.map_or(minute, |last| last.max(minute));
         let confirmed_before = if entry.last_minute == Some(minute) { entry.confirmed_in_last_minute } else { 0 };
         let intent = Intent {
             customer: billing.customer_id.clone(),
@@ -347,11 +351,13 @@ pub struct UnderWay {
 }
 
 /// Whether a minute's summary, read now, tells what became of a report that is not sent any more: its last attempt is long
-/// enough ago, and nothing else stands in the way.
+/// enough ago, and what was confirmed in that minute before is there. Once Stripe threw something of the meter away it may not be.
 #[must_use]
 pub fn can_be_decided(book: &Book, meter: &MeterId, intent: &Intent, now: EpochSecs) -> bool {
     let last_attempt_at = book.resent_at.map_or(intent.first_attempt_at, |resent_at| resent_at.max(intent.first_attempt_at));
-    now.secs_since(last_attempt_at) >= SUMMARY_SETTLES_SECS && !book.undecidable.contains(meter)
+    let was_used = book.meters.get(meter).is_some_and(|entry| entry.last_minute == Some(intent.minute));
+    let is_known = !book.undecidable.contains(meter) && !(was_used && book.rejected.contains_key(meter));
+    is_known && now.secs_since(last_attempt_at) >= SUMMARY_SETTLES_SECS
 }
 
 /// Whether nothing that this book reported of a meter can lie in a minute. Nothing is under way, and either all of it was confirmed in
@@ -423,7 +429,6 @@ pub fn reject(book: &mut Book, meter: &MeterId, missing: u64) -> u64 {
     let rejected = missing.min(book.totals(meter).reported);
     if rejected > 0 {
         add(&mut book.rejected, meter, rejected);
-        book.undecidable.insert(meter.clone());
     }
     rejected
 }
@@ -644,6 +649,19 @@ mod tests {
     }
 
     #[test]
+    fn a_clock_that_is_behind_reports_in_no_minute_before_the_last_one() {
+        let last = at("2026-11-20T12:00:00Z");
+        let entry = MeterBook { reported: 4, last_minute: Some(last), confirmed_in_last_minute: 4, ..MeterBook::default() };
+        for (now, minute, confirmed_before) in [(-1, last, 4), (0, last, 4), (60, last.plus_secs(60), 0)] {
+            let mut book = Book { meters: [(meter(), entry.clone())].into(), ..Book::default() };
+            let (tally, now) = (tally("2026-11-20", SEGMENT, 10), last.plus_secs(now));
+            assert!(intend(&tally, &mut book, &PriceList::shipped().unwrap(), now.minute(), now, || "id".into()));
+            let intent = book.meters[&meter()].intent.clone().unwrap();
+            assert_eq!((intent.minute, intent.confirmed_before, intent.quantity), (minute, confirmed_before, 6));
+        }
+    }
+
+    #[test]
     fn an_intent_of_unknown_fate_is_not_resent_after_20_hours() {
         let now = at("2026-11-20T12:00:30Z");
         let (mut book, tally) = (Book::default(), tally("2026-11-20", SEGMENT, 10));
@@ -688,6 +706,15 @@ mod tests {
         );
         let otherwise = Book { undecidable: [meter()].into(), ..book };
         assert!(!decidable(&otherwise, 86_400), "where something else stands in the way a person decides");
+        let rejected_of = |minute: EpochSecs| {
+            let mut book = otherwise.clone();
+            book.undecidable.clear();
+            book.rejected.insert(meter(), 3);
+            book.meters.get_mut(&meter()).unwrap().last_minute = Some(minute);
+            book
+        };
+        assert!(!decidable(&rejected_of(first.minute()), 86_400), "what was thrown away may have been in that minute");
+        assert!(decidable(&rejected_of(first.minute().plus_secs(-60)), 86_400), "what was thrown away was in another minute");
         intent.confirmed_before = 4;
         let fates = [4, 14, 13, 15, 0].map(|in_minute| decided(&intent, in_minute));
         assert_eq!(fates, [Fate::Lost, Fate::Delivered, Fate::Unknown, Fate::Unknown, Fate::Unknown]);
@@ -709,10 +736,10 @@ mod tests {
     #[test]
     fn what_stripe_threw_away_is_rejected_as_far_as_it_was_reported_and_what_arrived_late_recovered() {
         let mut book = reported(5);
-        assert_eq!((reject(&mut book, &meter(), 0), book.undecidable.len()), (0, 0), "nothing missing is nothing");
+        assert_eq!((reject(&mut book, &meter(), 0), book.rejected.len()), (0, 0), "nothing missing is nothing");
         assert_eq!(reject(&mut book, &meter(), 7), 5, "no more than was reported");
         let totals = book.totals(&meter());
-        assert_eq!((totals.reported, totals.rejected, book.undecidable.contains(&meter())), (0, 5, true));
+        assert_eq!((totals.reported, totals.rejected), (0, 5));
         let known = book.clone();
         assert_eq!(recover(&mut book, &meter(), 0), 0);
         assert_eq!(book, known);

@@ -171,6 +171,8 @@ impl Play {
         (rest.fetched_at_ms, rest.told_at) = (0, None);
         // They follow from the beginning of grace, and were held against the model.
         (rest.announced.state, rest.announced.plan, rest.announced.reminders) = (None, None, 0);
+        // What was told before they were heard of; the listener knows.
+        rest.announced.end_told = None;
         rest.overdue.clear();
         rest.segments.clear();
         let known = std::mem::take(&mut rest.final_through);

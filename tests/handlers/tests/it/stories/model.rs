@@ -226,6 +226,8 @@ impl Listener {
             State::Ended => self.access != Access::Given,
             State::Free | State::None => matches!(self.access, Access::Never | Access::Over),
         };
-        access && self.in_grace == (state == State::Grace)
+        // What the account keeps of it, so that a new subscription is told as one after none.
+        let owes_only = state == State::Grace && self.access != Access::Given;
+        access && self.in_grace == (state == State::Grace) && account.announced.end_told.is_some() == owes_only
     }
 }
