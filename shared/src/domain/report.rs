@@ -230,6 +230,9 @@ pub struct MeterBook {
     /// What was confirmed in that minute.
     #[serde(default)]
     pub confirmed_in_last_minute: u64,
+    /// The last minute in which Stripe may lack something that was confirmed, because it threw something away.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rejected_through: Option<EpochSecs>,
 }
 
 impl MeterBook {
@@ -351,12 +354,12 @@ pub struct UnderWay {
 }
 
 /// Whether a minute's summary, read now, tells what became of a report that is not sent any more: its last attempt is long
-/// enough ago, and what was confirmed in that minute before is there. Once Stripe threw something of the meter away it may not be.
+/// enough ago, and what was confirmed in that minute before is there.
 #[must_use]
 pub fn can_be_decided(book: &Book, meter: &MeterId, intent: &Intent, now: EpochSecs) -> bool {
     let last_attempt_at = book.resent_at.map_or(intent.first_attempt_at, |resent_at| resent_at.max(intent.first_attempt_at));
-    let was_used = book.meters.get(meter).is_some_and(|entry| entry.last_minute == Some(intent.minute));
-    let is_known = !book.undecidable.contains(meter) && !(was_used && book.rejected.contains_key(meter));
+    let rejected_through = book.meters.get(meter).and_then(|entry| entry.rejected_through);
+    let is_known = !book.undecidable.contains(meter) && rejected_through.is_none_or(|through| through < intent.minute);
     is_known && now.secs_since(last_attempt_at) >= SUMMARY_SETTLES_SECS
 }
 
@@ -429,6 +432,9 @@ pub fn reject(book: &mut Book, meter: &MeterId, missing: u64) -> u64 {
     let rejected = missing.min(book.totals(meter).reported);
     if rejected > 0 {
         add(&mut book.rejected, meter, rejected);
+        if let Some(entry) = book.meters.get_mut(meter) {
+            entry.rejected_through = entry.last_minute;
+        }
     }
     rejected
 }
@@ -706,15 +712,17 @@ mod tests {
         );
         let otherwise = Book { undecidable: [meter()].into(), ..book };
         assert!(!decidable(&otherwise, 86_400), "where something else stands in the way a person decides");
-        let rejected_of = |minute: EpochSecs| {
+        let rejected_in = |minute: EpochSecs| {
             let mut book = otherwise.clone();
             book.undecidable.clear();
-            book.rejected.insert(meter(), 3);
-            book.meters.get_mut(&meter()).unwrap().last_minute = Some(minute);
+            let entry = book.meters.get_mut(&meter()).unwrap();
+            (entry.reported, entry.last_minute) = (3, Some(minute));
+            reject(&mut book, &meter(), 3);
+            book.meters.get_mut(&meter()).unwrap().last_minute = Some(first.minute());
             book
         };
-        assert!(!decidable(&rejected_of(first.minute()), 86_400), "what was thrown away may have been in that minute");
-        assert!(decidable(&rejected_of(first.minute().plus_secs(-60)), 86_400), "what was thrown away was in another minute");
+        assert!(!decidable(&rejected_in(first.minute()), 86_400), "what was thrown away may have been in that minute");
+        assert!(decidable(&rejected_in(first.minute().plus_secs(-60)), 86_400), "what was thrown away was in another minute");
         intent.confirmed_before = 4;
         let fates = [4, 14, 13, 15, 0].map(|in_minute| decided(&intent, in_minute));
         assert_eq!(fates, [Fate::Lost, Fate::Delivered, Fate::Unknown, Fate::Unknown, Fate::Unknown]);
