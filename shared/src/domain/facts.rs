@@ -2,6 +2,8 @@
 //!
 //! Only what a decision needs is here; the adapter reads it from Stripe in one API version, whatever version events come in.
 
+use std::cmp::Reverse;
+
 use serde::{Deserialize, Serialize};
 
 use super::{
@@ -181,7 +183,8 @@ impl PausedBy {
     }
 }
 
-/// A customer's subscriptions in the order in which they count: by status, then the newest. `status` tells each one's status as far
+/// A customer's subscriptions in the order in which they count: by status, then the newest; of those made in one second the one that
+/// ended last. `status` tells each one's status as far
 /// as it is known; one without is left out.
 pub fn by_rank<'a>(
     subscriptions: &'a [SubscriptionFacts],
@@ -189,7 +192,7 @@ pub fn by_rank<'a>(
 ) -> Vec<&'a SubscriptionFacts> {
     let mut ranked: Vec<_> = subscriptions.iter().filter_map(|facts| Some((status(facts)?.rank(), facts))).collect();
     ranked.sort_by(|(a_rank, a), (b_rank, b)| {
-        let key = |rank: &u8, facts: &SubscriptionFacts| (*rank, std::cmp::Reverse(facts.created));
+        let key = |rank: &u8, facts: &SubscriptionFacts| (*rank, Reverse(facts.created), Reverse(facts.ended_at));
         key(a_rank, a).cmp(&key(b_rank, b)).then_with(|| a.id.cmp(&b.id))
     });
     ranked.into_iter().map(|(_, facts)| facts).collect()

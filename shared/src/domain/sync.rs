@@ -851,6 +851,14 @@ pub(super) mod tests {
         three.open_invoices = vec![open("in_1", true)];
         three.subscriptions.push(SubscriptionFacts { created: at(START), ..pro("sub_4", Status::Paused, START) });
         assert_eq!(counts(&three, "2026-12-22T00:00:00Z"), "sub_4", "one that goes on counts before any of them");
+        for (of_first, of_second, expected) in
+            [("19T00:00:00Z", "20T00:00:00Z", "sub_2"), ("20T00:00:00Z", "19T00:00:00Z", "sub_1")]
+        {
+            let ended =
+                |id: &str, day: &str| SubscriptionFacts { ended_at: Some(at(&format!("2026-12-{day}"))), ..over(id, START) };
+            let of_one_second = facts("cus_1", vec![ended("sub_1", of_first), ended("sub_2", of_second)]);
+            assert_eq!(counts(&of_one_second, "2026-12-22T00:00:00Z"), expected, "of one second the one that ended last");
+        }
     }
 
     #[test]

@@ -432,11 +432,15 @@ impl Inner {
 
 impl Customer {
     /// The subscription that counts: one that goes on; of those that are over the newest that owes, then one that was paid late for
-    /// a time that is not over, then the newest.
+    /// a time that is not over, then the newest; of those made in one second the one that ended last.
     #[must_use]
     pub(crate) fn counts(&self, now: i64) -> Option<&Subscription> {
         let newest = self.subscriptions.last().filter(|newest| newest.ended.is_none());
-        let over = || self.subscriptions.iter().rev();
+        let over = || {
+            let mut over: Vec<&Subscription> = self.subscriptions.iter().collect();
+            over.sort_by(|a, b| (b.began, b.ended, &a.id).cmp(&(a.began, a.ended, &b.id)));
+            over.into_iter()
+        };
         newest
             .or_else(|| over().find(|one| one.overdue.is_some()))
             .or_else(|| over().find(|one| one.late_payments.iter().any(|(_, until)| now < *until)))
