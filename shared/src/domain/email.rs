@@ -358,6 +358,24 @@ mod tests {
         EpochSecs::parse_rfc3339(text).unwrap()
     }
 
+    #[test]
+    fn a_letter_that_asks_for_a_payment_is_untrue_once_it_is_paid_and_the_others_are_not() {
+        for (kind, asks) in [
+            (LetterKind::PaymentFailed, true),
+            (LetterKind::PaymentReminder, true),
+            (LetterKind::AccessEnded, true),
+            (LetterKind::AccessRestored, false),
+        ] {
+            assert_eq!(kind.asks_for_payment(), asks, "{kind:?}");
+        }
+    }
+
+    #[test]
+    fn an_addressee_is_printed_without_address_and_name() {
+        let addressee = Addressee { address: Some("reader@example.com".into()), name: Some("Reader".into()) };
+        assert_eq!(format!("{addressee:?}"), "Addressee");
+    }
+
     fn notice(kind: NoticeKind) -> Notice {
         Notice {
             notice_id: "3:ada/1:2/13:grace.started".to_owned(),

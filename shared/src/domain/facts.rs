@@ -290,3 +290,18 @@ impl Status {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn stripes_words_are_kept_as_stripe_writes_them_also_those_that_are_newer_than_we_know() {
+        for status in "incomplete incomplete_expired trialing active past_due unpaid canceled paused suspended".split(' ') {
+            assert_eq!(String::from(Status::from(status.to_owned())), status);
+        }
+        for reason in "first_payment_failure final_payment_failure asked_for".split(' ') {
+            assert_eq!(String::from(PausedBy::from(reason.to_owned())), reason);
+        }
+    }
+}

@@ -351,6 +351,15 @@ mod tests {
         EpochSecs::new(1_800_000_000)
     }
 
+    #[test]
+    fn who_has_or_had_a_subscription_is_joined_to_no_customer_that_has_bought_nothing_yet() {
+        let mut account = crate::domain::account::tests::subscribed("2026-11-10T00:00:00Z");
+        assert!(!joins_before_it_buys(Some(&account)));
+        account.subscription = None;
+        assert!(joins_before_it_buys(Some(&account)));
+        assert!(joins_before_it_buys(None));
+    }
+
     fn url(text: &str) -> ReturnUrl {
         ReturnUrl::new(text, true).unwrap()
     }
