@@ -184,8 +184,7 @@ impl PausedBy {
 }
 
 /// A customer's subscriptions in the order in which they count: by status, then the newest; of those made in one second the one that
-/// ended last. `status` tells each one's status as far
-/// as it is known; one without is left out.
+/// ended last. `status` tells each one's status as far as it is known; one without is left out.
 pub fn by_rank<'a>(
     subscriptions: &'a [SubscriptionFacts],
     status: impl Fn(&'a SubscriptionFacts) -> Option<&'a Status>,

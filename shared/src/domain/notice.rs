@@ -147,17 +147,17 @@ pub fn due(account: &mut Account, prices: &PriceList, now: EpochSecs) -> Vec<Not
     let mut kinds = Vec::new();
 
     let subscribed = |state: Option<State>| matches!(state, Some(State::Trialing | State::Active | State::Grace | State::Ended));
+    let access_told = told.of_access();
     // The last invoice of a subscription whose end was told gives nothing and restores nothing: it is owed, and told as that.
     let is_over = account.subscription.as_ref().is_some_and(|subscription| subscription.status == Status::Canceled);
-    let end_told = told
-        .of_access()
+    let end_told = access_told
         .filter(|state| is_over && standing.state == State::Grace && matches!(state, State::Ended | State::Free | State::None));
     match (told.state, standing.state) {
         (_, State::Grace) if end_told.is_some() => {}
         (_, State::Active | State::Trialing | State::Grace) if told_of_nothing(&told, prices) && standing.reason.is_none() => {
             kinds.push(NoticeKind::AccessRestored)
         }
-        (_, State::Active | State::Trialing | State::Grace) if !subscribed(told.of_access()) => {
+        (_, State::Active | State::Trialing | State::Grace) if !subscribed(access_told) => {
             kinds.push(NoticeKind::AccountProvisioned)
         }
         (before, State::Ended) if subscribed(before) && before != Some(State::Ended) => kinds.push(NoticeKind::AccessEnded),
@@ -165,18 +165,18 @@ pub fn due(account: &mut Account, prices: &PriceList, now: EpochSecs) -> Vec<Not
         _ => {}
     }
     // A new subscription's grace period is another one.
-    let owed_before = told.state == Some(State::Grace) && (told.end_told.is_none() || end_told.is_some());
+    let is_same_grace = told.state == Some(State::Grace) && (told.end_told.is_none() || end_told.is_some());
     match (told.state, standing.state) {
-        (_, State::Grace) if !owed_before => kinds.push(NoticeKind::GraceStarted),
+        (_, State::Grace) if !is_same_grace => kinds.push(NoticeKind::GraceStarted),
         (Some(State::Grace), State::Active | State::Trialing) => kinds.push(NoticeKind::GraceCleared),
         _ => {}
     }
     // Who had no subscription that was told of hears of the plan as the account is provisioned.
-    if subscribed(told.of_access()) && subscribed(Some(standing.state)) && told.plan != standing.plan {
+    if subscribed(access_told) && subscribed(Some(standing.state)) && told.plan != standing.plan {
         kinds.push(NoticeKind::PlanChanged);
     }
     let reminders = reminders_reached(account, prices, &standing, local);
-    if owed_before && reminders.len() > usize::from(told.reminders) {
+    if is_same_grace && reminders.len() > usize::from(told.reminders) {
         kinds.push(NoticeKind::GraceReminder);
     }
     let (of_the_end, ending_at) = ending(account, &standing, told.ending_at);
