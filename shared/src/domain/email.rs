@@ -506,6 +506,39 @@ mod tests {
     }
 
     #[test]
+    fn a_letter_names_plans_for_people_and_says_whether_its_reader_has_access() {
+        let mut notice = notice(NoticeKind::GraceStarted);
+        notice.previous_plan = Some("free".to_owned());
+        for (plan, state, reason, shown) in [
+            ("pro", State::Grace, None, ("Pro", true)),
+            ("pro", State::Ended, None, ("Pro", false)),
+            // A reason tells of an end, whatever is left besides.
+            ("pro", State::Grace, Some(Reason::PaymentOverdue), ("Pro", false)),
+            ("gone\nplan", State::Grace, None, ("gone plan", true)),
+        ] {
+            (notice.plan, notice.state, notice.reason) = (Some(plan.to_owned()), state, reason);
+            let Written::To { letter, .. } = written(&notice, addressee("ada@example.com", "Ada"), bill(true)) else { panic!() };
+            assert_eq!((letter.plan.as_deref(), letter.has_access), (Some(shown.0), shown.1), "{state:?} {reason:?}");
+            assert_eq!(letter.previous_plan.as_deref(), Some("Free"));
+        }
+    }
+
+    #[test]
+    fn each_fate_has_the_name_that_is_stored() {
+        let fates = [
+            (Fate::Sent { message_id: "1".to_owned() }, "sent"),
+            (Fate::Refused { code: "1".to_owned() }, "refused"),
+            (Fate::NoAddress, "no_address"),
+            (Fate::Outdated, "outdated"),
+            (Fate::Off, "off"),
+            (Fate::Unknown, "unknown"),
+        ];
+        for (fate, name) in fates {
+            assert_eq!(fate.as_str(), name);
+        }
+    }
+
+    #[test]
     fn what_has_become_history_is_not_written() {
         let committed_at_ms = 1_000_000_000;
         let hours = |hours: i64| committed_at_ms + hours * 3_600_000;

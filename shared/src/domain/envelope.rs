@@ -4,7 +4,6 @@
 //! believed or kept, so that a payload of another API version, a new field or a missing one cannot harm. Source of the
 //! shapes: Stripe's documentation, "Event object" and "Thin events".
 
-use serde::Deserialize;
 use serde_json::Value;
 
 use super::{
@@ -24,22 +23,6 @@ pub enum NoEvent {
     NotAnEvent,
 }
 
-#[derive(Deserialize)]
-struct Envelope {
-    #[serde(default)]
-    id: Value,
-    #[serde(default, rename = "type")]
-    kind: Value,
-    #[serde(default)]
-    created: Value,
-    #[serde(default)]
-    livemode: Value,
-    #[serde(default)]
-    data: Value,
-    #[serde(default)]
-    related_object: Value,
-}
-
 /// Reads the raw bytes of a verified request as a hint.
 ///
 /// A missing or strange `livemode` is read as the given `default_livemode`; a missing or strange `created` as the moment of
@@ -50,20 +33,19 @@ struct Envelope {
 pub fn read(body: &[u8], arrived: EpochSecs, default_livemode: bool) -> Result<Hint, NoEvent> {
     // A byte order mark is no part of JSON, but some proxies add one; it was signed along with the rest.
     let body = body.strip_prefix(b"\xef\xbb\xbf").unwrap_or(body);
-    let value: Value = serde_json::from_slice(body).map_err(|_| NoEvent::NotJson)?;
-    let envelope: Envelope = serde_json::from_value(value).map_err(|_| NoEvent::NotAnEvent)?;
-    let event_id = envelope.id.as_str().and_then(|id| EventId::new(id).ok()).ok_or(NoEvent::NotAnEvent)?;
-    let kind = envelope.kind.as_str().filter(|kind| !kind.is_empty() && kind.len() <= 255).ok_or(NoEvent::NotAnEvent)?;
-    let created = match &envelope.created {
+    let event: Value = serde_json::from_slice(body).map_err(|_| NoEvent::NotJson)?;
+    let event_id = text(&event, "id").and_then(|id| EventId::new(id).ok()).ok_or(NoEvent::NotAnEvent)?;
+    let kind = text(&event, "type").filter(|kind| kind.len() <= 255).ok_or(NoEvent::NotAnEvent)?;
+    let created = match field(&event, "created") {
         Value::String(text) => EpochSecs::parse_rfc3339(text),
         other => other.as_i64().map(EpochSecs::new),
     }
     .unwrap_or(arrived);
 
     // A snapshot carries the object, a thin event only its id and type.
-    let object = envelope.data.get("object").unwrap_or(&Value::Null);
-    let object_id = text(object, "id").or_else(|| text(&envelope.related_object, "id")).filter(|id| id.len() <= 255);
-    let object_type = text(object, "object").or_else(|| text(&envelope.related_object, "type"));
+    let (object, related) = (field(field(&event, "data"), "object"), field(&event, "related_object"));
+    let object_id = text(object, "id").or_else(|| text(related, "id")).filter(|id| id.len() <= 255);
+    let object_type = text(object, "object").or_else(|| text(related, "type"));
     let named = |object_name: &str| object_id.filter(|_| object_type == Some(object_name));
 
     let customer = named("customer").or_else(|| reference(object, "customer"));
@@ -78,19 +60,23 @@ pub fn read(body: &[u8], arrived: EpochSecs, default_livemode: bool) -> Result<H
         created,
         customer: customer.and_then(|id| CustomerId::new(id).ok()),
         invoice: invoice.and_then(|id| InvoiceId::new(id).ok()),
-        livemode: envelope.livemode.as_bool().unwrap_or(default_livemode),
+        livemode: field(&event, "livemode").as_bool().unwrap_or(default_livemode),
         replay: false,
         swept: false,
     })
 }
 
-fn text<'a>(value: &'a Value, field: &str) -> Option<&'a str> {
-    value.get(field)?.as_str().filter(|text| !text.is_empty())
+fn field<'a>(value: &'a Value, name: &str) -> &'a Value {
+    value.get(name).unwrap_or(&Value::Null)
+}
+
+fn text<'a>(value: &'a Value, name: &str) -> Option<&'a str> {
+    field(value, name).as_str().filter(|text| !text.is_empty())
 }
 
 /// A reference to another object: its id, or the object itself where it was expanded.
-fn reference<'a>(value: &'a Value, field: &str) -> Option<&'a str> {
-    match value.get(field)? {
+fn reference<'a>(value: &'a Value, name: &str) -> Option<&'a str> {
+    match field(value, name) {
         Value::String(id) => Some(id),
         expanded => text(expanded, "id"),
     }
@@ -179,9 +165,18 @@ mod tests {
             check(body, &expect!["the body is not JSON"]);
         }
         let long = format!(r#"{{"id":"evt_1","type":"{}"}}"#, "x".repeat(256));
-        for body in ["{}", "[]", "null", "7", r#"{"id":1,"type":"x"}"#, r#"{"id":"evt_1"}"#, r#"{"id":"","type":"x"}"#]
-            .into_iter()
-            .chain([r#"{"id":"evt_1","type":""}"#, &long])
+        for body in [
+            "{}",
+            "[]",
+            r#"["evt_1","x"]"#,
+            "null",
+            "7",
+            r#"{"id":1,"type":"x"}"#,
+            r#"{"id":"evt_1"}"#,
+            r#"{"id":"","type":"x"}"#,
+        ]
+        .into_iter()
+        .chain([r#"{"id":"evt_1","type":""}"#, &long])
         {
             check(body, &expect!["the body is no Stripe event: it has no string `id` and `type`"]);
         }

@@ -346,7 +346,7 @@ mod tests {
     use super::*;
     use crate::domain::{
         account::{Overdue, tests::subscribed},
-        facts::ItemFacts,
+        facts::{ItemFacts, PausedBy},
         hint::{HINT_VERSION, SNAPSHOT_EVENTS},
         id::{EventId, SubscriptionId},
         period::Cycle,
@@ -429,6 +429,21 @@ mod tests {
         let mut strange = listed();
         strange.facts.status = Status::Other("new".to_owned());
         assert_eq!(found(&account, &strange), None);
+    }
+
+    #[test]
+    fn why_a_subscription_is_paused_is_compared_too() {
+        let mut account = subscribed(START);
+        account.subscription.as_mut().unwrap().status = Status::Paused;
+        account.paused_by = Some(PausedBy::FinalPaymentFailure);
+        let mut paused = listed();
+        paused.facts.status = Status::Paused;
+        for (paused_by, difference) in
+            [(Some(PausedBy::FinalPaymentFailure), None), (Some(PausedBy::from("asked".to_owned())), Some(Difference::Status))]
+        {
+            paused.facts.paused_by = paused_by;
+            assert_eq!(found(&account, &paused), difference);
+        }
     }
 
     #[test]
@@ -660,6 +675,24 @@ mod tests {
             problem(std::slice::from_ref(&deaf)),
             Some(EndpointProblem::LacksEvents("we_1".to_owned(), vec!["invoice.paid"]))
         );
+        let also_off = Endpoint { id: "we_2".to_owned(), ..off.clone() };
+        let two_are_off = problem(&[off.clone(), also_off]);
+        assert_eq!(two_are_off, Some(EndpointProblem::Disabled("we_1".to_owned())), "the first of two that are no better");
         assert_eq!(problem(&[off, deaf, elsewhere, good.clone()]), None, "any good one is enough");
+    }
+
+    #[test]
+    fn what_is_wrong_with_an_endpoint_says_what_to_do_and_whether_events_were_lost() {
+        let id = || "we_1".to_owned();
+        for (problem, loses_events, says) in [
+            (EndpointProblem::Missing, true, "make one with cargo till setup"),
+            (EndpointProblem::Disabled(id()), true, "we_1 is switched off: mend what made it fail"),
+            (EndpointProblem::OtherVersion(id()), false, "we_1 is of another API version"),
+            (EndpointProblem::LacksEvents(id(), vec!["invoice.paid", "charge.refunded"]), true, "invoice.paid, charge.refunded"),
+        ] {
+            assert_eq!(problem.loses_events(), loses_events, "{problem}");
+            let text = problem.to_string();
+            assert!(text.contains(says) && text.contains("cargo till setup"), "{text}");
+        }
     }
 }

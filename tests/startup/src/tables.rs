@@ -18,6 +18,8 @@ use crate::{
 
 /// The package of the function that does nothing.
 const BARE: &str = "bare";
+/// The package of the function that sends a message and does nothing else.
+const SENDER: &str = "sender";
 /// How many events are not measured, so that a function is warm.
 const WARM_UP: usize = 50;
 const WEBHOOK_SAMPLE: &str = include_str!("../../../events/webhook-payment-failed.json");
@@ -81,14 +83,14 @@ fn webhook_event(body: &[u8]) -> Result<Vec<u8>> {
     Ok(event.to_string().into_bytes())
 }
 
-/// Prints what an event costs the warm webhook, and the same job in Python, against the same emulated AWS; and what it costs a
-/// function that only gives it back.
+/// Prints what an event costs the warm webhook, and the same job in Python, against the same emulated AWS; and what it costs one
+/// function that only gives it back, and one that sends a message besides.
 ///
 /// # Errors
 /// Something cannot be built, installed, started or answered.
 pub(crate) async fn print_warm(events: usize) -> Result<()> {
     let python = Python::ready().await?;
-    let built = local::function_binaries(&[BARE, "webhook"]).await?;
+    let built = local::function_binaries(&[BARE, SENDER, "webhook"]).await?;
     let folder = checkout().join("target/startup");
     let ministack = MiniStack::start(&Tools::ready().await?, &folder, 0).await?;
     let mut variables: Vec<(String, String)> = [
@@ -110,7 +112,7 @@ pub(crate) async fn print_warm(events: usize) -> Result<()> {
     programs.push((format!("webhook in {}", python.version), python.webhook()));
     for (number, (name, mut program)) in programs.into_iter().enumerate() {
         program.variables.extend(variables.iter().cloned());
-        let is_webhook = name != BARE;
+        let is_webhook = ![BARE, SENDER].contains(&name.as_str());
         rows.push((name, warm(&program, is_webhook, number.saturating_mul(1_000_000), events).await?));
     }
     ministack.end().await?;
