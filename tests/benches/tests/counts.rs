@@ -12,8 +12,8 @@ use benches::{
 const ALLOCATIONS: [(&str, u64); 13] = [
     ("signature", 2),
     ("signature-64k", 2),
-    ("envelope", 300),
-    ("webhook", 390),
+    ("envelope", 260),
+    ("webhook", 354),
     ("decide", 43),
     ("read-usage", 40),
     ("judge", 62),
