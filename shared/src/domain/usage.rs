@@ -1,9 +1,12 @@
 //! Usage events as AI services report them: one call each (the contract, 3.2).
 
-use std::collections::BTreeMap;
+use std::{cell::LazyCell, collections::BTreeMap};
 
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value, value::RawValue};
+use serde_json::{
+    Map, Value,
+    value::{RawValue, to_raw_value},
+};
 
 use super::{
     id::{InvalidId, RequestId, UserId},
@@ -82,11 +85,10 @@ impl UsageEvent {
     /// The event as JSON in the form it is reported in, so that it can be replayed.
     #[must_use]
     pub fn to_json(&self) -> String {
-        let mut object = match self.extra.as_deref().map(serde_json::from_str) {
-            Some(Ok(Value::Object(extra))) => extra,
-            _ => Map::new(),
-        };
-        let mut set = |field: &str, value: Value| object.insert(field.to_owned(), value);
+        let extra = self.extra.as_deref().map(serde_json::from_str);
+        let mut fields: BTreeMap<String, Box<RawValue>> = extra.and_then(Result::ok).unwrap_or_default();
+        // A value can always be written.
+        let mut set = |field: &str, value: Value| to_raw_value(&value).map(|text| fields.insert(field.to_owned(), text)).ok();
         set("request_id", self.request_id.as_str().into());
         set("user_id", self.user_id.as_str().into());
         set("endpoint", self.endpoint.as_str().into());
@@ -99,7 +101,7 @@ impl UsageEvent {
         set("model", self.model.clone().into());
         set("attempt", self.attempt.into());
         set("outcome", self.outcome.clone().into());
-        Value::Object(object).to_string()
+        serde_json::to_string(&fields).unwrap_or_default()
     }
 }
 
@@ -176,17 +178,15 @@ pub fn recount_message(user_id: &UserId) -> String {
 }
 
 fn read_alone(object: &Map<String, Value>, body: &str) -> Entry {
-    read_event(object).map_err(|invalid| (invalid, body.trim().to_owned()))
+    read_event(object, || body.trim().to_owned()).map_err(|invalid| (invalid, body.trim().to_owned()))
 }
 
 fn read_batch(events: &[Value], body: &str) -> Vec<Entry> {
-    let mut texts = None;
+    let texts = LazyCell::new(|| texts_of(body));
     let entry = |(place, event): (usize, &Value)| {
-        let read = event.as_object().ok_or(Invalid::NotAnEvent).and_then(read_event);
-        read.map_err(|invalid| {
-            let texts = texts.get_or_insert_with(|| texts_of(body));
-            (invalid, texts.get(place).map_or_else(|| event.to_string(), |text| text.get().to_owned()))
-        })
+        let text = || texts.get(place).map_or_else(|| event.to_string(), |text| text.get().to_owned());
+        let read = event.as_object().ok_or(Invalid::NotAnEvent).and_then(|object| read_event(object, text));
+        read.map_err(|invalid| (invalid, text()))
     };
     events.iter().enumerate().map(entry).collect()
 }
@@ -218,7 +218,19 @@ const FIELDS: [&str; 12] = [
     "outcome",
 ];
 
-fn read_event(object: &Map<String, Value>) -> Result<UsageEvent, Invalid> {
+fn is_known(field: &str) -> bool {
+    FIELDS.contains(&field)
+}
+
+/// An event's fields that we do not know, each letter by letter.
+fn unknown_fields(text: &str) -> String {
+    let mut fields: BTreeMap<String, &RawValue> = serde_json::from_str(text).unwrap_or_default();
+    fields.retain(|field, _| !is_known(field));
+    serde_json::to_string(&fields).unwrap_or_default()
+}
+
+/// Reads an event. Its text is asked for only if it has fields that we do not know.
+fn read_event(object: &Map<String, Value>, text: impl FnOnce() -> String) -> Result<UsageEvent, Invalid> {
     let get = |field: &str| object.get(field).filter(|value| !value.is_null());
     let request_id = RequestId::new(required_text(get("request_id"), "request_id")?)?;
     let user_id = UserId::new(required_text(get("user_id"), "user_id")?)?;
@@ -236,8 +248,7 @@ fn read_event(object: &Map<String, Value>) -> Result<UsageEvent, Invalid> {
     let attempt = get("attempt").map(|value| quantity(value, "attempt")).transpose()?;
     let outcome = optional_text(get("outcome"), "outcome")?;
 
-    let unknown: BTreeMap<&String, &Value> = object.iter().filter(|(field, _)| !FIELDS.contains(&field.as_str())).collect();
-    let extra = (!unknown.is_empty()).then(|| serde_json::json!(unknown).to_string());
+    let extra = object.keys().any(|field| !is_known(field)).then(|| unknown_fields(&text()));
     let extra_cut = extra.as_ref().is_some_and(|extra| extra.len() > MAX_EXTRA_BYTES);
     Ok(UsageEvent {
         request_id,
@@ -430,6 +441,20 @@ mod tests {
         assert_eq!((event.extra.as_deref(), event.extra_cut), (Some(r#"{"team":"blue"}"#), false));
         let event = only(&with("blob", &format!("\"{}\"", "x".repeat(9_000)))).unwrap();
         assert_eq!((event.extra, event.extra_cut), (None, true));
+    }
+
+    #[test]
+    fn unknown_fields_are_kept_letter_by_letter_and_written_so_again() {
+        let unknown =
+            r#"":":null,"score":1.8446744073709535e+34,"trace":340282366920938463463374607431768211455,"where":[ 1.50,{ }]"#;
+        // The last of two fields of one name counts.
+        let event = format!(r#"{},"trace":7,{unknown}}}"#, GOOD.trim_end_matches('}'));
+        for body in [event.clone(), format!(r#"{{"events":[{GOOD},{event}]}}"#)] {
+            let Ok(Message::Events(entries)) = read_message(&body) else { panic!("{body}") };
+            let event = entries.last().unwrap().clone().unwrap();
+            assert_eq!(event.extra.as_ref(), Some(&format!("{{{unknown}}}")));
+            assert_eq!(only(&event.to_json()), Ok(event));
+        }
     }
 
     #[test]

@@ -9,6 +9,7 @@
 )]
 
 mod engine;
+mod front;
 mod hub;
 mod mail;
 mod model;

@@ -8,19 +8,20 @@ use serde_json::Value;
 
 use crate::{
     engine::{Engine, Item, number, numbers, text, whole},
+    front::Told,
     mail::Outside,
     story::Story,
-    stripe::{Customer, Event, FINAL_AFTER_SECS, Stripe, Subscription, Taken},
+    stripe::{Customer, FINAL_AFTER_SECS, Stripe, Subscription, Taken},
 };
 
 const DAY_SECS: i64 = 86_400;
 /// A grace period is seven days.
 pub(crate) const GRACE_SECS: i64 = 7 * DAY_SECS;
 /// By how much the clock that a notice was dated by may differ from Stripe's.
-const CLOCKS_DIFFER_SECS: i64 = 5;
+pub(crate) const CLOCKS_DIFFER_SECS: i64 = 5;
 const METERS: [&str; 3] = ["requests", "tokens_in", "tokens_out"];
 
-type Checked = Result<(), String>;
+pub(crate) type Checked = Result<(), String>;
 
 /// A use of the product as it was reported once.
 #[derive(Debug, Clone)]
@@ -48,7 +49,7 @@ pub(crate) struct Model {
     /// what it told is known only when somebody looks again.
     may_skip_what_is_new: bool,
     /// Every event that reached the webhook, and when.
-    pub delivered: Vec<(Event, i64)>,
+    told: Told,
     /// Every row as it was first seen.
     rows: BTreeMap<(String, String), Row>,
     /// The e-mails that notices were claimed for.
@@ -114,14 +115,14 @@ fn customer_of(user: &str) -> String {
     format!("cus_{}", user.bytes().map(|byte| format!("{byte:02x}")).collect::<String>())
 }
 
-fn holds(condition: bool, what: impl FnOnce() -> String) -> Checked {
+pub(crate) fn holds(condition: bool, what: impl FnOnce() -> String) -> Checked {
     if condition { Ok(()) } else { Err(what()) }
 }
 
 impl Model {
     /// A model of a world in which nothing has happened yet.
-    pub(crate) fn of(story: &Story) -> Self {
-        Self { may_skip_what_is_new: story.most_skew_ms > 2_000, ..Self::default() }
+    pub(crate) fn of(story: &Story, told: Told) -> Self {
+        Self { may_skip_what_is_new: story.most_skew_ms > 2_000, told, ..Self::default() }
     }
 
     /// What holds at every moment.
@@ -516,12 +517,7 @@ impl Model {
                         return Err(format!("G2: {} is not overdue, and at Stripe {last:?}", customer.user));
                     };
                     let first = failures.first().copied().unwrap_or(*created);
-                    let told = self
-                        .failures_told(invoice, now)
-                        .map(|event| event.created)
-                        .min()
-                        .filter(|_| !self.may_skip_what_is_new)
-                        .unwrap_or(now);
+                    let told = self.failure_told(invoice, now).filter(|_| !self.may_skip_what_is_new).unwrap_or(now);
                     holds((first..=told).contains(&since), || {
                         format!("G2: grace of {invoice} begins at {since}, not between {first} and {told}")
                     })?;
@@ -565,9 +561,19 @@ fn entry<'a>(book: &'a Item, meter: &str) -> Option<&'a Item> {
 }
 
 impl Model {
-    fn failures_told(&self, invoice: &str, now: i64) -> impl Iterator<Item = &Event> {
-        let told = self.delivered.iter().filter(move |(_, at)| *at <= now).map(|(event, _)| event);
-        told.filter(move |event| event.kind == "invoice.payment_failed" && event.invoice.as_deref() == Some(invoice))
+    /// The first failure of an invoice of which the webhook has heard by then.
+    fn failure_told(&self, invoice: &str, now: i64) -> Option<i64> {
+        let told = self.told.borrow();
+        let known = told.iter().filter(|(_, at)| *at <= now).map(|(event, _)| event);
+        let of_invoice =
+            known.filter(|event| event.kind == "invoice.payment_failed" && event.invoice.as_deref() == Some(invoice));
+        of_invoice.map(|event| event.created).min()
+    }
+
+    /// How many requests of a user were counted on the free tier.
+    pub(crate) fn free_requests(&self, user: &str) -> u64 {
+        let free = self.rows.values().filter(|row| row.user == user && row.tally_key.contains("/4:free/"));
+        free.filter_map(|row| row.counted.get("requests")).map(|requests| requests.unsigned_abs()).sum()
     }
 
     /// Whether something is owed that nobody can know: an invoice made in the second in which its subscription ended may be the last
@@ -575,7 +581,7 @@ impl Model {
     pub(crate) fn has_untold_debt(&self, customer: &Customer, now: i64) -> bool {
         let Some(subscription) = customer.counts(now) else { return false };
         let Some((invoice, created, _)) = &subscription.overdue else { return false };
-        subscription.ended == Some(*created) && self.failures_told(invoice, now).next().is_none()
+        subscription.ended == Some(*created) && self.failure_told(invoice, now).is_none()
     }
 
     /// Since when the open invoice of the subscription that counts is overdue, as the account says. That it is right is checked on its own.

@@ -158,6 +158,12 @@ impl Queue {
         event
     }
 
+    /// When the message of this deduplication id came in, if it did.
+    #[must_use]
+    pub(crate) fn queued_ms(&self, deduplication_id: &str) -> Option<i64> {
+        self.inner.borrow().known.get(deduplication_id).copied()
+    }
+
     /// Takes messages out for good.
     pub(crate) fn delete(&self, ids: &BTreeSet<String>) {
         self.inner.borrow_mut().messages.retain(|message| !ids.contains(&message.id));

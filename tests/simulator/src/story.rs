@@ -59,6 +59,8 @@ pub enum Act {
     /// One thing after the other happens to a user's subscription, so soon that two sync functions look at it at the same time, the
     /// second one also at what the first is working on; between the two so many milliseconds pass.
     Race(usize, [Life; 2], u64),
+    /// A service asks at the same time whether a user may make so many requests, each time so many.
+    Ask(usize, Vec<u64>),
     /// Stripe is down for so many seconds.
     Outage(i64),
     /// An operator moves the dead letters back.
@@ -184,20 +186,21 @@ impl Story {
 fn step(id: usize, users: usize, lives: bool, chance: &mut Rng) -> Step {
     let user = chance.usize(..users);
     let act = match chance.u8(..100) {
-        0..26 => Act::Send(user, (0..chance.usize(1..4)).map(|_| message(chance)).collect()),
-        26..48 => Act::Count(chance.usize(1..10)),
-        48..62 => Act::Report([0, 0, 0, 30, 280][chance.usize(..5)]),
-        62..70 => Act::Sync(chance.usize(1..6)),
-        70..79 if lives => match chance.u8(..8) {
+        0..24 => Act::Send(user, (0..chance.usize(1..4)).map(|_| message(chance)).collect()),
+        24..44 => Act::Count(chance.usize(1..10)),
+        44..58 => Act::Report([0, 0, 0, 30, 280][chance.usize(..5)]),
+        58..66 => Act::Sync(chance.usize(1..6)),
+        66..75 if lives => match chance.u8(..8) {
             0 => Act::Wait,
             1..3 => race(user, chance),
             _ => Act::Life(user, life(chance)),
         },
-        79..82 => Act::Sweep,
-        82..86 => Act::Notify(chance.usize(1..6)),
-        86..88 => Act::Outage([60, 3_600, 80_000, 200_000][chance.usize(..4)]),
-        88..90 => Act::Redrive,
-        90..95 => Act::UntilPeriodEnds(user, [-30, -1, 1, 90, 3_000, 3_320, 3_590, 3_700][chance.usize(..8)]),
+        75..78 => Act::Sweep,
+        78..82 => Act::Notify(chance.usize(1..6)),
+        82..84 => Act::Outage([60, 3_600, 80_000, 200_000][chance.usize(..4)]),
+        84..86 => Act::Redrive,
+        86..91 => Act::UntilPeriodEnds(user, [-30, -1, 1, 90, 3_000, 3_320, 3_590, 3_700][chance.usize(..8)]),
+        91..96 => Act::Ask(user, (0..chance.usize(1..5)).map(|_| [1, 2, 20, 45, 61][chance.usize(..5)]).collect()),
         _ => Act::Wait,
     };
     let then_ms = match (&act, chance.u8(..100)) {

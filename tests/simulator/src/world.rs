@@ -18,15 +18,14 @@ use sync::{Listener, Sync};
 use tokentill::{
     config::StripeMode,
     domain::{
-        access::standing,
         email::Letterhead,
         hint::{HINT_VERSION, Hint},
-        id::{CustomerId, EventId, InvoiceId, UserId},
+        id::{CustomerId, EventId},
         price_list::PriceList,
         time::EpochSecs,
     },
     dynamodb::Store,
-    ports::{Accounts, Clock, ReporterMemory, ReporterState},
+    ports::{Clock, ReporterMemory, ReporterState},
 };
 use tokio::{
     runtime::Builder,
@@ -37,9 +36,10 @@ use usage::Usage;
 
 use crate::{
     engine::{Engine, template},
+    front::Front,
     hub::{Hub, SimClock, Struck, Weather},
     mail::{Numbered, Outside, Stream, from_the_first_failure, trigger},
-    model::{GRACE_SECS, Model, Sent},
+    model::{Checked, GRACE_SECS, Model, Sent},
     queue::Queue,
     story::{Act, Life, Step, Story, USERS},
     stripe::{Customer, Event, FINAL_AFTER_SECS, Stripe},
@@ -93,6 +93,7 @@ struct World {
     most_skew_ms: i64,
     stream: Stream,
     outside: Outside,
+    front: Front,
     names: Numbered,
     model: Model,
     running: Vec<JoinHandle<()>>,
@@ -100,8 +101,6 @@ struct World {
     identifiers: Rc<Cell<u64>>,
     invocations: u64,
 }
-
-type Checked = Result<(), String>;
 
 fn prices(has_free_tier: bool) -> PriceList {
     let shipped = include_str!("../../../shared/price-list.toml").replace("\"month\"", "\"day\"");
@@ -118,17 +117,22 @@ impl World {
     async fn start(story: &Story, keeps_trace: bool) -> Self {
         let hub = Hub::new(story.begins_ms, keeps_trace);
         let (engine, client) = Engine::start(&hub, story.broken).await;
+        let changes = Queue::of_changes(&hub, story.most_receives.1);
+        let prices = prices(story.has_free_tier);
+        let tables_of_access = Store::new(client.clone(), template().tables_of("access"));
+        let front = Front::new(&hub, &changes, tables_of_access, &prices, story.most_skew_ms, story.seed);
         let mut world = Self {
             stripe: Stripe::new(&hub, story),
             usage_queue: Queue::of_usage(&hub, story.most_receives.0),
-            changes: Queue::of_changes(&hub, story.most_receives.1),
+            changes,
             most_skew_ms: story.most_skew_ms,
             stream: engine.stream(),
             outside: Outside::new(&hub),
             names: Numbered::default(),
-            prices: prices(story.has_free_tier),
+            prices,
             period_secs: story.period_secs,
-            model: Model::of(story),
+            model: Model::of(story, front.told()),
+            front,
             running: Vec::new(),
             struck: BTreeMap::new(),
             identifiers: Rc::default(),
@@ -147,7 +151,7 @@ impl World {
             // The last of several users is a stranger to begin with.
             if index == 0 || index + 1 < story.users {
                 for event in world.stripe.subscribe(user, "pro", story.period_secs) {
-                    world.deliver(&event);
+                    world.front.deliver(&event, 0, 0).await;
                 }
             }
         }
@@ -167,8 +171,8 @@ impl World {
             self.hub.note(&step.to_string());
             self.act(step).await;
             sleep(Duration::from_millis(step.then_ms)).await;
-            self.hear(Some(&mut Rng::with_seed(step.weather.seed ^ 3)));
-            self.model.check(&self.engine, &self.stripe, &self.outside)?;
+            self.hear(Some((Rng::with_seed(step.weather.seed ^ 3), step.weather.permille))).await;
+            self.check()?;
         }
         self.rest().await
     }
@@ -207,13 +211,13 @@ impl World {
             Act::Life(user, life) => {
                 let mut chance = Rng::with_seed(step.weather.seed);
                 for event in self.happens(*user, *life) {
-                    self.deliver_by_chance(&event, &mut chance);
+                    self.deliver_by_chance(&event, &mut chance, weather.permille);
                 }
             }
             Act::Race(user, lives, between_ms) => {
                 for (place, life) in lives.iter().enumerate() {
                     for event in self.happens(*user, *life) {
-                        self.deliver(&event);
+                        self.front.deliver(&event, 0, 0).await;
                     }
                     let is_last = place + 1 == lives.len();
                     // Of two invocations one is disturbed, so that a call of this step is one call.
@@ -222,6 +226,18 @@ impl World {
                     if !is_last {
                         sleep(Duration::from_millis(*between_ms)).await;
                     }
+                }
+            }
+            Act::Ask(user, checks) => {
+                let mut chance = Rng::with_seed(weather.seed);
+                for (place, requests) in checks.iter().enumerate() {
+                    let is_last = place + 1 == checks.len();
+                    // As of a race one is disturbed, so that a call of this step is one call.
+                    let permille = if is_last { weather.permille } else { 0 };
+                    let weather = Weather { permille, seed: chance.u64(..), ..weather.clone() };
+                    let struck = self.struck(is_last.then_some(step.id));
+                    let (front, user, requests) = (self.front.clone(), USERS[*user], *requests);
+                    self.running.push(spawn_local(async move { front.ask(user, requests, weather, struck).await }));
                 }
             }
             Act::Outage(secs) => self.stripe.go_down(*secs),
@@ -426,28 +442,28 @@ impl World {
         }));
     }
 
-    /// A webhook comes, and its hint is queued.
-    fn deliver(&mut self, event: &Event) {
-        self.model.delivered.push((event.clone(), self.hub.now_secs()));
-        put_hint(&self.changes, event, false);
+    /// What holds at every moment.
+    fn check(&mut self) -> Checked {
+        self.model.check(&self.engine, &self.stripe, &self.outside)?;
+        self.front.check(&self.stripe, |user| self.model.free_requests(user))
     }
 
     /// Stripe tells by itself: that it threw usage away, and that a subscription ended as announced, this by chance if there is one.
-    fn hear(&mut self, mut chance: Option<&mut Rng>) {
+    async fn hear(&mut self, mut chance: Option<(Rng, u32)>) {
         for event in self.stripe.tell() {
-            if event.customer.is_empty() {
+            let is_of_nobody = event.customer.is_empty();
+            if is_of_nobody {
                 self.hub.count("usage thrown away");
-                self.deliver(&event);
-            } else if let Some(chance) = &mut chance {
-                self.deliver_by_chance(&event, chance);
-            } else {
-                self.deliver(&event);
+            }
+            match &mut chance {
+                Some((chance, permille)) if !is_of_nobody => self.deliver_by_chance(&event, chance, *permille),
+                _ => self.front.deliver(&event, 0, 0).await,
             }
         }
     }
 
     /// Stripe delivers an event: never, once, or more often; at once, or up to three days later.
-    fn deliver_by_chance(&mut self, event: &Event, chance: &mut Rng) {
+    fn deliver_by_chance(&mut self, event: &Event, chance: &mut Rng, permille: u32) {
         let times = [0, 1, 1, 1, 1, 2, 3][chance.usize(..7)];
         if times == 0 {
             self.hub.count("event never delivered");
@@ -458,12 +474,15 @@ impl World {
                 5..8 => chance.u64(..120),
                 _ => chance.u64(..200_000),
             };
-            let (changes, event) = (self.changes.clone(), event.clone());
-            self.model.delivered.push((event.clone(), self.hub.now_secs() + i64::try_from(late).expect("soon")));
+            let (front, event, seed) = (self.front.clone(), event.clone(), chance.u64(..));
             self.running.push(spawn_local(async move {
                 sleep(Duration::from_secs(late)).await;
-                put_hint(&changes, &event, false);
+                front.deliver(&event, permille, seed).await;
             }));
+        }
+        if chance.u8(..8) == 0 {
+            let (front, event, seed) = (self.front.clone(), event.clone(), chance.u64(..));
+            self.running.push(spawn_local(async move { front.forge(&event, seed).await }));
         }
     }
 
@@ -474,23 +493,15 @@ impl World {
         for running in std::mem::take(&mut self.running) {
             running.await.map_err(|panicked| format!("panic: {panicked}"))?;
         }
-        self.model.check(&self.engine, &self.stripe, &self.outside)?;
+        self.check()?;
         // What Stripe never delivered is found by the comparison with its customers: here by an operator's replay.
         for customer in self.stripe.customers() {
-            let created = self.hub.now_secs();
-            let event = Event {
-                id: format!("replay-{}", customer.id),
-                kind: "customer.updated",
-                created,
-                customer: customer.id.clone(),
-                invoice: None,
-            };
-            put_hint(&self.changes, &event, true);
+            put_replay(&self.changes, &customer.id, self.hub.now_secs());
         }
         for round in 0..60 {
             self.usage_queue.redrive();
             self.changes.redrive();
-            self.hear(None);
+            self.hear(None).await;
             if self.usage_queue.is_empty() && self.changes.is_empty() {
                 break;
             }
@@ -504,7 +515,7 @@ impl World {
             self.come_to_an_end().await?;
             sleep(Duration::from_secs(100)).await;
         }
-        self.model.check(&self.engine, &self.stripe, &self.outside)?;
+        self.check()?;
         self.model.check_events_at_rest(&self.engine, self.hub.now_secs())?;
         self.model.check_accounts_at_rest(&self.engine, &self.stripe, self.hub.now_secs())?;
         self.check_access_at_rest().await?;
@@ -512,12 +523,12 @@ impl World {
         let mut unsettled = String::new();
         for wait_secs in [60, 960, 4_000, 78_000, 4_000, 90_000, 4_000, 4_000, 90_000, 4_000] {
             sleep(Duration::from_secs(wait_secs)).await;
-            self.hear(None);
+            self.hear(None).await;
             self.sync(10, Weather::calm(), None);
             self.come_to_an_end().await?;
             self.report(0, Weather::calm(), None);
             self.come_to_an_end().await?;
-            self.model.check(&self.engine, &self.stripe, &self.outside)?;
+            self.check()?;
             match self.model.check_money_at_rest(&self.engine, &self.stripe) {
                 Ok(()) => return Ok(()),
                 Err(what) => unsettled = what,
@@ -535,7 +546,7 @@ impl World {
                 self.notify(10, Weather::calm(), None);
                 self.come_to_an_end().await?;
             }
-            self.model.check(&self.engine, &self.stripe, &self.outside)?;
+            self.check()?;
             if self.model.is_everything_told(&self.engine) {
                 break;
             }
@@ -556,22 +567,18 @@ impl World {
 
     /// G7: what the access function makes of an account, at this moment and around the end of grace, is what a few plain rules say.
     async fn check_access_at_rest(&self) -> Checked {
-        let accounts = self.store("access");
         let now = self.hub.now_secs();
         for customer in self.stripe.customers() {
             if self.model.has_untold_debt(&customer, now) {
                 continue;
             }
-            let user = UserId::new(&*customer.user).expect("an id");
-            let account = accounts.account(&user).await.map_err(|error| format!("G7: {error}"))?;
+            let user = &customer.user;
             let since = self.model.grace_since(&self.engine, &customer, now);
             let deadline = since.map(|since| since + GRACE_SECS);
             let moments =
                 [Some(now), deadline.map(|deadline| deadline - 1), deadline, deadline.map(|deadline| deadline + 90_000)];
             for at in moments.into_iter().flatten().filter(|at| *at >= now) {
-                let shown = standing(account.as_ref(), &self.prices, EpochSecs::new(at));
-                let shown =
-                    (serde_json::to_value(shown.state).expect("a state is text"), shown.access_until.map(EpochSecs::as_secs));
+                let shown = self.front.look(user, at).await?;
                 let expected = expected_state(&customer, since, self.prices.free_plan().is_some(), (now, at));
                 if shown.0 != expected.0 || expected.1.is_some_and(|until| shown.1 != Some(until)) {
                     return Err(format!("G7: at {at} {user} is {shown:?}, not {expected:?}; at Stripe {customer:?}"));
@@ -611,23 +618,20 @@ fn expected_state(
     }
 }
 
-fn put_hint(changes: &Queue, event: &Event, replay: bool) {
-    let names_nobody = event.customer.is_empty();
+/// An operator has a customer looked at again.
+fn put_replay(changes: &Queue, customer: &str, now: i64) {
     let hint = Hint {
         v: HINT_VERSION,
-        event_id: EventId::new(&*event.id).expect("an id"),
-        kind: event.kind.to_owned(),
-        created: EpochSecs::new(event.created),
-        object_id: event
-            .invoice
-            .clone()
-            .unwrap_or_else(|| if names_nobody { "mtr_1".to_owned() } else { event.customer.clone() }),
-        customer: (!names_nobody).then(|| CustomerId::new(&*event.customer).expect("an id")),
-        invoice: event.invoice.as_deref().map(|id| InvoiceId::new(id).expect("an id")),
+        event_id: EventId::new(format!("replay-{customer}")).expect("an id"),
+        kind: "customer.updated".to_owned(),
+        created: EpochSecs::new(now),
+        object_id: customer.to_owned(),
+        customer: Some(CustomerId::new(customer).expect("an id")),
+        invoice: None,
         livemode: false,
-        replay,
+        replay: true,
         swept: false,
     };
     let group = hint.group().to_owned();
-    changes.put(None, json!(hint).to_string(), Some(group), Some(&event.id), 0);
+    changes.put(None, json!(hint).to_string(), Some(group), Some(hint.event_id.as_str()), 0);
 }

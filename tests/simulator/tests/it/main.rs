@@ -8,7 +8,7 @@ use simulator::{Broken, Story, play, told, tour};
 const DEFAULT_SEEDS: u64 = 2_000;
 
 /// What has to happen in as many stories.
-const KINDS: [&str; 19] = [
+const KINDS: [&str; 21] = [
     "500",
     "500 after it took effect",
     "Stripe down",
@@ -16,6 +16,8 @@ const KINDS: [&str; 19] = [
     "dead letter",
     "delete lost",
     "delivered twice",
+    "event delivered again",
+    "event made up",
     "event never delivered",
     "function ended after",
     "function ended before",
@@ -46,7 +48,7 @@ fn a_broken_world_is_noticed() {
     // A Stripe that takes a report twice, a store that writes whatever the condition, and one that does half of a transaction.
     for (broken, guarantee) in [
         (Broken::Identifiers, "G3"),
-        (Broken::Conditions(&["ledger"]), "G4"),
+        (Broken::Conditions(&["ledger"]), "G5"),
         // Each of the two holds up a commit that lost a race, so that without one of them nothing is wrong.
         (Broken::Conditions(&["accounts", "customers"]), "G2"),
         (Broken::Transactions, "G4"),
