@@ -478,6 +478,41 @@ mod tests {
     }
 
     #[test]
+    fn every_limit_is_the_last_that_is_taken() {
+        let problem = |from: &str, to: &str| {
+            let text = SHIPPED.replacen(from, to, 1);
+            assert_ne!(text, SHIPPED, "{from} is not in the list");
+            PriceList::parse(&text).err().map(|error| error.to_string())
+        };
+        let event_name = |chars: usize| format!("event_name = {:?}", "e".repeat(chars));
+        let own_quota = |of_grace: u64| {
+            format!("name = \"Pro\"\nquotas = {{ requests = 10 }}\ngrace = {{ quotas = {{ requests = {of_grace} }} }}")
+        };
+        let one_more =
+            "[[plans]]\nid = \"other\"\nname = \"Other\"\nrequests_per_minute = 1\nwhen_unreachable = \"open\"\n\n[[plans]]\nid = \"free\"".to_owned();
+        for (from, last, first_refused, expected) in [
+            ("days = 7", "days = 60".to_owned(), "days = 61".to_owned(), "grace.days is 1 to 60"),
+            ("[3, 6]", "[1, 6]".to_owned(), "[1, 7]".to_owned(), "to the day before grace.days"),
+            ("[3, 6]", "[1]".to_owned(), "[0]".to_owned(), "from day 1"),
+            ("[3, 6]", "[3, 4]".to_owned(), "[3, 3]".to_owned(), "ascend"),
+            ("event_name = \"requests\"", event_name(1), event_name(0), "event_name has 1 to 100 characters"),
+            ("event_name = \"requests\"", event_name(100), event_name(101), "event_name has 1 to 100 characters"),
+            ("name = \"Pro\"", own_quota(10), own_quota(11), "more than the plan's own quota"),
+            (
+                "requests_per_minute = 60\n",
+                "requests_per_minute = 30000\n".to_owned(),
+                "requests_per_minute = 0\n".to_owned(),
+                "30,000",
+            ),
+            ("[[plans]]\nid = \"free\"", "[[plans]]\nid = \"other\"".to_owned(), one_more, "more than one plan without prices"),
+        ] {
+            assert_eq!(problem(from, &last), None, "{last}");
+            let problem = problem(from, &first_refused);
+            assert!(problem.as_ref().is_some_and(|problem| problem.contains(expected)), "{first_refused}: {problem:?}");
+        }
+    }
+
+    #[test]
     fn a_list_that_breaks_a_rule_is_refused_with_the_rule() {
         let broken = |from: &str, to: &str| {
             let text = SHIPPED.replacen(from, to, 1);
