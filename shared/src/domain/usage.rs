@@ -222,11 +222,21 @@ fn is_known(field: &str) -> bool {
     FIELDS.contains(&field)
 }
 
-/// An event's fields that we do not know, each letter by letter.
-fn unknown_fields(text: &str) -> String {
-    let mut fields: BTreeMap<String, &RawValue> = serde_json::from_str(text).unwrap_or_default();
-    fields.retain(|field, _| !is_known(field));
-    serde_json::to_string(&fields).unwrap_or_default()
+/// An event's fields that we do not know, each letter by letter, or written anew where only that is short enough. `None` if they are
+/// too many.
+fn unknown_fields(object: &Map<String, Value>, text: &str) -> Option<String> {
+    let mut as_sent: BTreeMap<String, &RawValue> = serde_json::from_str(text).unwrap_or_default();
+    as_sent.retain(|field, _| is_kept(field));
+    let as_sent = serde_json::to_string(&as_sent).ok().filter(|extra| extra.len() <= MAX_EXTRA_BYTES);
+    as_sent.or_else(|| {
+        let anew: BTreeMap<&String, &Value> = object.iter().filter(|(field, _)| is_kept(field)).collect();
+        serde_json::to_string(&anew).ok().filter(|extra| extra.len() <= MAX_EXTRA_BYTES)
+    })
+}
+
+/// Whether a field is kept as one that we do not know. Of one name `serde_json` reads no object as such again.
+fn is_kept(field: &str) -> bool {
+    !is_known(field) && field != "$serde_json::private::RawValue"
 }
 
 /// Reads an event. Its text is asked for only if it has fields that we do not know.
@@ -248,8 +258,9 @@ fn read_event(object: &Map<String, Value>, text: impl FnOnce() -> String) -> Res
     let attempt = get("attempt").map(|value| quantity(value, "attempt")).transpose()?;
     let outcome = optional_text(get("outcome"), "outcome")?;
 
-    let extra = object.keys().any(|field| !is_known(field)).then(|| unknown_fields(&text()));
-    let extra_cut = extra.as_ref().is_some_and(|extra| extra.len() > MAX_EXTRA_BYTES);
+    let has_unknown = object.keys().any(|field| is_kept(field));
+    let extra = if has_unknown { unknown_fields(object, &text()) } else { None };
+    let extra_cut = has_unknown && extra.is_none();
     Ok(UsageEvent {
         request_id,
         user_id,
@@ -260,7 +271,7 @@ fn read_event(object: &Map<String, Value>, text: impl FnOnce() -> String) -> Res
         timestamp,
         attempt,
         outcome,
-        extra: extra.filter(|_| !extra_cut),
+        extra,
         extra_cut,
     })
 }
@@ -441,6 +452,18 @@ mod tests {
         assert_eq!((event.extra.as_deref(), event.extra_cut), (Some(r#"{"team":"blue"}"#), false));
         let event = only(&with("blob", &format!("\"{}\"", "x".repeat(9_000)))).unwrap();
         assert_eq!((event.extra, event.extra_cut), (None, true));
+        // What is too long only as it was spelt is kept in a shorter spelling.
+        let spelt = GOOD.replace("{", &format!("{{\"blob\":\"{}\",", "\\u00e9".repeat(1_500)));
+        let event = only(&spelt).unwrap();
+        assert_eq!((event.extra, event.extra_cut), (Some(format!("{{\"blob\":\"{}\"}}", "é".repeat(1_500))), false));
+    }
+
+    #[test]
+    fn a_name_that_the_json_library_keeps_for_itself_does_no_harm() {
+        let event = GOOD.replace("\"user_id\"", "\"$serde_json::private::RawValue\":7,\"user_id\"");
+        let event = only(&event).unwrap();
+        assert_eq!((&event.extra, event.extra_cut), (&None, false));
+        assert_eq!(only(&event.to_json()), Ok(event));
     }
 
     #[test]

@@ -302,13 +302,17 @@ impl Front {
     pub(crate) fn check(&self, stripe: &Stripe, counted: impl Fn(&str) -> u64) -> Checked {
         self.wrong.borrow().clone().map_or(Ok(()), Err)?;
         let asked = self.asked.borrow();
-        if self.checked.replace(asked.len()) == asked.len() {
+        let answers = asked.iter().filter(|one| one.answer.is_some()).count();
+        if self.checked.replace(answers) == answers {
             return Ok(());
         }
         for one in asked.iter() {
             let Some((status, _)) = &one.answer else { continue };
             let is_possible = matches!(status, 200 | 402 | 429) || *status == 503 && !one.is_calm;
             holds(is_possible, || format!("G7: no answer to a check: {one:?}"))?;
+            let says_so = one.is_granted() == (*status == 200);
+            let may_be_granted = !one.is_granted() || matches!(one.text("state"), "free" | "active" | "grace");
+            holds(says_so && may_be_granted, || format!("G7: an answer that contradicts itself: {one:?}"))?;
             if *status == 503 {
                 continue;
             }

@@ -215,9 +215,10 @@ impl World {
                 }
             }
             Act::Race(user, lives, between_ms) => {
+                let mut chance = Rng::with_seed(step.weather.seed);
                 for (place, life) in lives.iter().enumerate() {
                     for event in self.happens(*user, *life) {
-                        self.front.deliver(&event, 0, 0).await;
+                        self.front.deliver(&event, 0, chance.u64(..)).await;
                     }
                     let is_last = place + 1 == lives.len();
                     // Of two invocations one is disturbed, so that a call of this step is one call.
