@@ -218,10 +218,6 @@ const FIELDS: [&str; 12] = [
     "outcome",
 ];
 
-fn is_known(field: &str) -> bool {
-    FIELDS.contains(&field)
-}
-
 /// An event's fields that we do not know, each letter by letter, or written anew where only that is short enough. `None` if they are
 /// too many.
 fn unknown_fields(object: &Map<String, Value>, text: &str) -> Option<String> {
@@ -236,7 +232,7 @@ fn unknown_fields(object: &Map<String, Value>, text: &str) -> Option<String> {
 
 /// Whether a field is kept as one that we do not know. Of one name `serde_json` reads no object as such again.
 fn is_kept(field: &str) -> bool {
-    !is_known(field) && field != "$serde_json::private::RawValue"
+    !FIELDS.contains(&field) && field != "$serde_json::private::RawValue"
 }
 
 /// Reads an event. Its text is asked for only if it has fields that we do not know.

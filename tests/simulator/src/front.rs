@@ -374,7 +374,7 @@ impl Front {
 }
 
 fn clock(hub: &Hub, most_skew_ms: i64, seed: u64) -> SimClock {
-    SimClock { hub: hub.clone(), skew_ms: Rng::with_seed(seed).i64(-most_skew_ms..most_skew_ms) }
+    SimClock::off(hub, most_skew_ms, &mut Rng::with_seed(seed))
 }
 
 fn api(store: Store, clock: SimClock, prices: &PriceList, changes: &Queue, cache_secs: u32) -> Api {

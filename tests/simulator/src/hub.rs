@@ -393,6 +393,13 @@ pub(crate) struct SimClock {
     pub skew_ms: i64,
 }
 
+impl SimClock {
+    /// A clock that is off by up to so much, either way.
+    pub(crate) fn off(hub: &Hub, most_skew_ms: i64, chance: &mut Rng) -> Self {
+        Self { hub: hub.clone(), skew_ms: chance.i64(-most_skew_ms..most_skew_ms) }
+    }
+}
+
 impl Clock for SimClock {
     fn now_ms(&self) -> i64 {
         self.hub.now_ms() + self.skew_ms

@@ -281,7 +281,7 @@ impl World {
     }
 
     fn clock(&self, chance: &mut Rng) -> SimClock {
-        SimClock { hub: self.hub.clone(), skew_ms: chance.i64(-self.most_skew_ms..self.most_skew_ms) }
+        SimClock::off(&self.hub, self.most_skew_ms, chance)
     }
 
     fn count(&mut self, most: usize, weather: Weather, step: Option<usize>) {
@@ -491,9 +491,7 @@ impl World {
     async fn rest(&mut self) -> Checked {
         self.hub.note("everything comes to rest");
         self.stripe.come_back();
-        for running in std::mem::take(&mut self.running) {
-            running.await.map_err(|panicked| format!("panic: {panicked}"))?;
-        }
+        self.come_to_an_end().await?;
         self.check()?;
         // What Stripe never delivered is found by the comparison with its customers: here by an operator's replay.
         for customer in self.stripe.customers() {
